@@ -1,0 +1,36 @@
+# On another machine: make setup TORCH="torch" PIP_FLAGS="--extra-index-url <a CPU wheel index>"
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+PIP_FLAGS ?=
+BIN := .venv/bin
+
+.PHONY: setup demo test check fix bench serve clean
+
+setup: .venv/ready  ## create .venv with everything the demo and the tests need
+
+.venv/ready: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) "$(TORCH)"
+	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) --editable ".[dev]"
+	touch $@
+
+demo: setup  ## the main job: a fleet fine-tunes a real 4-bit LLM on this machine
+	$(BIN)/python -m demo
+
+test: setup  ## all tests
+	$(BIN)/python -m pytest
+
+check: setup  ## lint, format, types
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+fix: setup  ## format and mend what ruff can
+	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+bench: setup  ## every benchmark, one after the other
+	$(BIN)/python -m bench.wire_bytes
+
+serve: setup  ## a server on loopback with its state in .server
+	$(BIN)/edge-server serve --state .server
+
+clean:  ## remove what make created, but not your data
+	rm -rf .venv .demo build *.egg-info

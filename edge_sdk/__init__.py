@@ -1,0 +1,16 @@
+"""Fine-tune one language model across devices people own, with federated sketched LoRA."""
+
+from importlib import import_module
+
+_HOME = {
+    "EdgeClient": "edge_sdk.client",
+    "EdgeError": "edge_sdk.errors",
+}
+__all__ = ["EdgeClient", "EdgeError"]
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name on first use, so that ``import edge_sdk`` stays cheap."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)

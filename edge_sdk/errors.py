@@ -1,0 +1,244 @@
+"""Every exception of the SDK and the server, in one tree.
+
+::
+
+    EdgeError                       catch this to catch everything
+    ├─ SketchError (ValueError)     sizes no sketch can have
+    ├─ ConfigError (ValueError)     a flag, setting or task that cannot be
+    ├─ DataError                    local training data that cannot be read
+    ├─ DeviceError
+    │  └─ NotFeasible               nothing fits this device's budget
+    ├─ ModelError                   a base model that cannot be found or used
+    │  └─ WrongBaseModel            not the base model the task pins
+    ├─ AdapterError                 an adapter folder that cannot be read
+    ├─ StorageError                 the disk or the database refused
+    ├─ TrainingError
+    │  └─ LossDiverged
+    ├─ WireError                    what arrived is not what the protocol says
+    │  ├─ MalformedMessage          JSON of the wrong form
+    │  ├─ MalformedPayload          tensors of the wrong form, names or shapes
+    │  ├─ DigestMismatch            bytes changed on the way
+    │  ├─ ProtocolMismatch          the two sides speak different versions
+    │  ├─ NotFinite                 NaN or infinity in an update
+    │  └─ TooLarge                  more bytes than this request may have
+    └─ SyncError                    the exchange between device and server failed
+       ├─ ServerUnreachable         nobody answered: try again later
+       ├─ ServerBusy                try again after ``retry_after_s``
+       ├─ ServerFailed              the server broke; its log says why
+       ├─ NotAuthorized             missing, unknown or foreign token: enrol again
+       ├─ NotFound                  no such task, round or adapter version
+       ├─ NotAssigned               this device has no work in that round
+       ├─ RoundClosed               too late: fetch the next assignment
+       └─ UpdateConflict            a different update was already accepted
+
+Each class has a stable ``code`` that travels in HTTP problem bodies, so that the error a
+server raises is the error its device catches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import ClassVar
+
+
+class EdgeError(Exception):
+    """Anything this project raises on purpose; the text is written for people."""
+
+    code: ClassVar[str] = "edge_error"
+
+
+class SketchError(EdgeError, ValueError):
+    """A sketch size or index set that no sketch of this rank can have."""
+
+    code = "invalid_sketch"
+
+
+class ConfigError(EdgeError, ValueError):
+    """A flag, setting or task definition that cannot be used."""
+
+    code = "invalid_config"
+
+
+class DataError(EdgeError):
+    """Local training data that cannot be used; says the file and the line."""
+
+    code = "invalid_data"
+
+
+class DeviceError(EdgeError):
+    """Something this device cannot do."""
+
+    code = "device_error"
+
+
+class NotFeasible(DeviceError):
+    """No sketch size fits the budget.
+
+    Attributes:
+        shortfall_bytes: How much more memory the smallest plan needs.
+    """
+
+    code = "not_feasible"
+
+    def __init__(self, message: str, shortfall_bytes: int = 0) -> None:
+        super().__init__(message)
+        self.shortfall_bytes = shortfall_bytes
+
+
+class ModelError(EdgeError):
+    """A base model that cannot be found, read or used."""
+
+    code = "invalid_model"
+
+
+class WrongBaseModel(ModelError):
+    """The base model on the device is not the one the task pins."""
+
+    code = "wrong_base_model"
+
+
+class AdapterError(EdgeError):
+    """An adapter folder that cannot be read or does not fit its base model."""
+
+    code = "invalid_adapter"
+
+
+class StorageError(EdgeError):
+    """The disk or the database refused; nothing was half-written."""
+
+    code = "storage_error"
+
+
+class TrainingError(EdgeError):
+    """Local training could not finish."""
+
+    code = "training_error"
+
+
+class LossDiverged(TrainingError):
+    """The training loss left the finite numbers.
+
+    Attributes:
+        step: Local step, from 1.
+    """
+
+    code = "loss_diverged"
+
+    def __init__(self, message: str, step: int = 0) -> None:
+        super().__init__(message)
+        self.step = step
+
+
+class WireError(EdgeError):
+    """What arrived is not what the protocol says."""
+
+    code = "wire_error"
+
+
+class MalformedMessage(WireError):
+    """A JSON body of the wrong form."""
+
+    code = "malformed_message"
+
+
+class MalformedPayload(WireError):
+    """A tensor body of the wrong form, or with wrong names, shapes or types."""
+
+    code = "malformed_payload"
+
+
+class DigestMismatch(WireError):
+    """The bytes do not have the digest they were announced with."""
+
+    code = "digest_mismatch"
+
+
+class ProtocolMismatch(WireError):
+    """The two sides speak different protocol versions."""
+
+    code = "protocol_mismatch"
+
+
+class NotFinite(WireError):
+    """An update holds NaN or infinity."""
+
+    code = "not_finite"
+
+
+class TooLarge(WireError):
+    """A body is larger than this request may have."""
+
+    code = "too_large"
+
+
+class SyncError(EdgeError):
+    """The exchange between a device and its server failed."""
+
+    code = "sync_error"
+
+
+class ServerUnreachable(SyncError):
+    """Nobody answered at the server's address."""
+
+    code = "server_unreachable"
+
+
+class ServerBusy(SyncError):
+    """The server asks to be left alone for a while.
+
+    Attributes:
+        retry_after_s: Seconds to wait before the next attempt.
+    """
+
+    code = "server_busy"
+
+    def __init__(self, message: str, retry_after_s: float = 5.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class ServerFailed(SyncError):
+    """The server broke while answering; its log holds the reason."""
+
+    code = "server_failed"
+
+
+class NotAuthorized(SyncError):
+    """The token is missing, unknown or belongs to another server."""
+
+    code = "not_authorized"
+
+
+class NotFound(SyncError):
+    """There is no such task, round or adapter version."""
+
+    code = "not_found"
+
+
+class NotAssigned(SyncError):
+    """This device was given no work in that round."""
+
+    code = "not_assigned"
+
+
+class RoundClosed(SyncError):
+    """The round no longer takes updates."""
+
+    code = "round_closed"
+
+
+class UpdateConflict(SyncError):
+    """A different update of this device was already accepted for this round."""
+
+    code = "update_conflict"
+
+
+def _tree(root: type[EdgeError]) -> Iterator[type[EdgeError]]:
+    yield root
+    for child in root.__subclasses__():
+        yield from _tree(child)
+
+
+def by_code() -> dict[str, type[EdgeError]]:
+    """Return every error class under its stable code."""
+    return {error.code: error for error in _tree(EdgeError)}

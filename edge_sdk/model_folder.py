@@ -1,0 +1,119 @@
+"""A base model as files: find its folder, read its configuration, fingerprint its weights."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+
+from edge_sdk.errors import ModelError
+
+_CHUNK_BYTES = 1 << 20
+
+
+def find_model(model: str, revision: str | None = None) -> Path:
+    """Return the local folder of a model: a folder as it is, a hub id from the hub's cache.
+
+    A hub id that is not in the cache is downloaded if ``huggingface_hub`` is installed and
+    ``HF_HUB_OFFLINE`` is not set.
+
+    Raises:
+        ModelError: There is no such folder, and no such model in the cache or on the hub.
+    """
+    folder = Path(model).expanduser()
+    if (folder / "config.json").is_file():
+        return folder
+    if folder.exists() or model.startswith((".", "/", "~")) or model.count("/") != 1:
+        raise ModelError(
+            f"{model!r} is neither a model folder (one with a config.json) nor a hub id owner/name"
+        )
+    return _from_hub(model, revision)
+
+
+def _from_hub(model: str, revision: str | None) -> Path:
+    try:
+        import huggingface_hub
+        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    except ImportError:
+        raise ModelError(
+            f"{model!r} is a hub id, and huggingface_hub is not installed: name a local folder, "
+            "or install edge-sdk[train]"
+        ) from None
+    try:
+        found = huggingface_hub.snapshot_download(
+            model, revision=revision, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt"]
+        )
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        raise ModelError(
+            f"model {model!r} is neither in the local cache nor to be had from the hub: {error}"
+        ) from error
+    return Path(found)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return the content of a model's ``config.json``.
+
+    Raises:
+        ModelError: It is missing or not a JSON object.
+    """
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read: {error}") from error
+    if not isinstance(config, dict):
+        raise ModelError(f"{path} is not a JSON object")
+    return config
+
+
+def weights_digest(folder: Path) -> str:
+    """Return the SHA-256 over the model's safetensors files, 64 hex digits.
+
+    The digest of each file is remembered under its path, size and time of change, so a model
+    of several gigabytes is read once per machine.
+
+    Raises:
+        ModelError: The folder has no safetensors files.
+    """
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise ModelError(
+            f"{folder} holds no *.safetensors weights; pickled weights are not loaded, "
+            "convert them first"
+        )
+    whole = hashlib.sha256()
+    for file in files:
+        whole.update(bytes.fromhex(_file_digest(file)))
+    return whole.hexdigest()
+
+
+def _file_digest(file: Path) -> str:
+    status = file.stat()
+    key = f"{file.resolve()}|{status.st_size}|{status.st_mtime_ns}"
+    cache = platformdirs.user_cache_path("edge-sdk") / "weight-digests"
+    remembered = cache / hashlib.sha256(key.encode()).hexdigest()
+    if remembered.is_file():
+        known = remembered.read_text(encoding="ascii").strip()
+        if len(known) == 64:
+            return known
+    found = hashlib.sha256()
+    with file.open("rb") as stream:
+        while chunk := stream.read(_CHUNK_BYTES):
+            found.update(chunk)
+    _remember(remembered, found.hexdigest())
+    return found.hexdigest()
+
+
+def _remember(path: Path, text: str) -> None:
+    """Write atomically; a cache that cannot be written is no error."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(f".{os.getpid()}")
+        partial.write_text(text, encoding="ascii")
+        partial.replace(path)
+    except OSError:
+        return

@@ -1,0 +1,148 @@
+"""Named arrays to safetensors bytes and back, with a digest and without torch.
+
+A body holds, for each adapted layer, ``<layer>.lora_A (k, d_in)`` and ``<layer>.lora_B
+(d_out, k)``, then the dense parameters under their own names. Numbers travel as fp32 or bf16
+and are float32 in memory. A JSON message may ride along in the file's metadata.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import math
+from collections.abc import Mapping
+
+import ml_dtypes
+import msgspec
+import numpy as np
+import safetensors
+import safetensors.numpy
+from numpy.typing import NDArray
+
+from edge_sdk.errors import DigestMismatch, MalformedPayload, NotFinite
+from edge_sdk.wire.messages import AdapterSpec, WireDtype
+
+Arrays = dict[str, NDArray[np.float32]]
+Shapes = dict[str, tuple[int, ...]]
+
+_METADATA_KEY = "edge_sdk"  # one key only: the order of several is not stable in the file
+_NUMBERS = {"fp32": np.dtype("<f4"), "bf16": np.dtype(ml_dtypes.bfloat16)}
+_FORMAT = {"fp32": "F32", "bf16": "BF16"}
+_HEADER_BYTES_PER_TENSOR = 256
+_HEADER_BYTES_FIXED = 64 * 1024
+
+
+def adapter_shapes(adapter: AdapterSpec, k: int) -> Shapes:
+    """Return the name and shape of every tensor in a body at rank ``k``, in the task's order."""
+    shapes: Shapes = {}
+    for layer in adapter.layers:
+        shapes[f"{layer.name}.lora_A"] = (k, layer.d_in)
+        shapes[f"{layer.name}.lora_B"] = (layer.d_out, k)
+    for dense in adapter.dense:
+        shapes[dense.name] = tuple(dense.shape)
+    return shapes
+
+
+def body_limit(adapter: AdapterSpec, k: int) -> int:
+    """Return the most bytes a well-formed body at rank ``k`` can have, headers included."""
+    shapes = adapter_shapes(adapter, k)
+    data = (
+        sum(math.prod(shape) for shape in shapes.values()) * _NUMBERS[adapter.wire_dtype].itemsize
+    )
+    names = sum(len(name.encode()) for name in shapes)
+    return data + names + len(shapes) * _HEADER_BYTES_PER_TENSOR + _HEADER_BYTES_FIXED
+
+
+def digest(body: bytes) -> str:
+    """Return the SHA-256 of a body as 64 hex digits."""
+    return hashlib.sha256(body).hexdigest()
+
+
+def content_digest(body: bytes) -> str:
+    """Return the ``Content-Digest`` header of a body (RFC 9530)."""
+    return f"sha-256=:{base64.b64encode(hashlib.sha256(body).digest()).decode()}:"
+
+
+def check_content_digest(body: bytes, header: str | None) -> str:
+    """Compare a body with its ``Content-Digest`` header and return its hex digest.
+
+    Raises:
+        DigestMismatch: The header is missing, malformed, or of other bytes.
+    """
+    announced = (header or "").strip()
+    try:
+        if not (announced.startswith("sha-256=:") and announced.endswith(":")):
+            raise ValueError
+        expected = base64.b64decode(announced[len("sha-256=:") : -1], validate=True).hex()
+    except (ValueError, binascii.Error):
+        raise DigestMismatch(
+            f"Content-Digest is {header!r}; expected sha-256=:<base64>: (RFC 9530)"
+        ) from None
+    actual = digest(body)
+    if actual != expected:
+        raise DigestMismatch(
+            f"the body has SHA-256 {actual[:12]}… but was announced as {expected[:12]}…: "
+            "it changed on the way, send it again"
+        )
+    return actual
+
+
+def encode(
+    arrays: Mapping[str, NDArray[np.floating]], dtype: WireDtype = "fp32", message: bytes = b""
+) -> bytes:
+    """Encode named arrays, and optionally one JSON message, as safetensors bytes.
+
+    The bytes are the same for the same input on every machine.
+    """
+    tensors = {
+        name: np.ascontiguousarray(array, dtype=_NUMBERS[dtype]) for name, array in arrays.items()
+    }
+    return safetensors.numpy.save(tensors, {_METADATA_KEY: message.decode()})
+
+
+def decode(body: bytes, expected: Shapes, dtype: WireDtype = "fp32") -> tuple[Arrays, bytes]:
+    """Decode a body whose tensors must be exactly the expected ones.
+
+    Args:
+        body: Safetensors bytes; the caller has bounded their number.
+        expected: Name and shape of every tensor that must be there, and no other.
+        dtype: Number format the task prescribes.
+
+    Returns:
+        The arrays as float32, and the JSON message that rode along (empty if none).
+
+    Raises:
+        MalformedPayload: Not safetensors, or other names, shapes or number formats.
+        NotFinite: A tensor holds NaN or infinity.
+    """
+    try:
+        tensors = dict(safetensors.deserialize(body))  # type: ignore[no-untyped-call]
+        message = _metadata(body)
+    except (safetensors.SafetensorError, ValueError) as error:
+        raise MalformedPayload(f"the body is not a safetensors file: {error}") from error
+    if tensors.keys() != expected.keys():
+        odd = sorted(tensors.keys() ^ expected.keys())
+        raise MalformedPayload(
+            f"the body has {len(tensors)} tensors, the task {len(expected)}; "
+            f"first difference: {odd[0]!r}"
+        )
+    arrays: Arrays = {}
+    for name, shape in expected.items():
+        tensor = tensors.pop(name)
+        if tuple(tensor["shape"]) != shape or tensor["dtype"] != _FORMAT[dtype]:
+            raise MalformedPayload(
+                f"tensor {name} is {tensor['dtype']} {tuple(tensor['shape'])}; "
+                f"the task says {_FORMAT[dtype]} {shape}"
+            )
+        numbers = np.frombuffer(tensor["data"], dtype=_NUMBERS[dtype])
+        arrays[name] = numbers.astype(np.float32, copy=False).reshape(shape)
+        if not np.isfinite(arrays[name]).all():
+            raise NotFinite(f"tensor {name} holds NaN or infinity")
+    return arrays, message
+
+
+def _metadata(body: bytes) -> bytes:
+    length = int.from_bytes(body[:8], "little")
+    header = msgspec.json.decode(body[8 : 8 + length])
+    return str(header.get("__metadata__", {}).get(_METADATA_KEY, "")).encode()

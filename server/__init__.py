@@ -1,0 +1,1 @@
+"""The aggregation server: durable rounds of federated sketched LoRA, on NumPy alone."""
