@@ -47,9 +47,8 @@ def adapter_shapes(adapter: AdapterSpec, k: int) -> Shapes:
 def body_limit(adapter: AdapterSpec, k: int) -> int:
     """Return the most bytes a well-formed body at rank ``k`` can have, headers included."""
     shapes = adapter_shapes(adapter, k)
-    data = (
-        sum(math.prod(shape) for shape in shapes.values()) * _NUMBERS[adapter.wire_dtype].itemsize
-    )
+    item_bytes = int(_NUMBERS[adapter.wire_dtype].itemsize)
+    data = sum(math.prod(shape) for shape in shapes.values()) * item_bytes
     names = sum(len(name.encode()) for name in shapes)
     return data + names + len(shapes) * _HEADER_BYTES_PER_TENSOR + _HEADER_BYTES_FIXED
 

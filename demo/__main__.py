@@ -1,0 +1,240 @@
+"""The main job: a server and four devices fine-tune a real 4-bit LLM on this machine.
+
+Every process is the one a user would start; nothing here is simulated but the number of
+machines. Everything is written under ``.demo`` in the current folder.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from queue import Queue
+from typing import Any
+
+from rich.console import Console
+
+from demo import screen, smollm2, trec
+from demo.processes import Processes
+from edge_sdk.device import probe
+from edge_sdk.errors import EdgeError
+from edge_sdk.memory import adapter_parameters
+from edge_sdk.model_folder import read_config
+from edge_sdk.model_shape import read_shape
+
+FOLDER = Path(".demo")
+TASK = "question-types"
+RANK = 16
+ROUNDS = 8
+LOCAL_STEPS = 10
+BATCH_SIZE = 8
+MAX_LENGTH = 64
+LOCAL_LR = 1e-3
+HELDOUT = 300
+EXAMPLES_PER_DEVICE = 400
+SEED = 7
+BUDGETS = {"ada": "650MB", "ben": "680MB", "cleo": "740MB", "dan": "900MB"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What the fleet did.
+
+    Attributes:
+        devices: For each device its round results, in order.
+        seconds: Wall time of all rounds.
+    """
+
+    devices: dict[str, list[dict[str, Any]]]
+    seconds: float
+
+
+def main() -> int:
+    """Run the demo; returns the exit status."""
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    console = Console()
+    try:
+        _demo(console)
+    except EdgeError as error:
+        console.print(f"[red]demo: {error}[/red]", highlight=False)
+        return 1
+    except KeyboardInterrupt:
+        console.print("stopped; nothing is left running")
+        return 130
+    return 0
+
+
+def _demo(console: Console) -> None:
+    console.rule("Model and data")
+    model = smollm2.smollm2_folder()
+    shutil.rmtree(FOLDER, ignore_errors=True)
+    split = trec.write_split(
+        FOLDER / "data",
+        devices=list(BUDGETS),
+        examples_per_device=EXAMPLES_PER_DEVICE,
+        heldout=HELDOUT,
+        seed=SEED,
+    )
+    console.print(f"SmolLM2-135M-Instruct in {model}", soft_wrap=True)
+    console.print(screen.data_table(split))
+    cores = probe().cores
+    threads = max(1, cores // len(BUDGETS))
+    console.print(
+        f"{len(BUDGETS)} device processes share {cores} cores: {threads} thread(s) each; "
+        f"measuring on held-out questions uses {cores}."
+    )
+    with Processes(FOLDER / "logs", threads) as processes:
+        before = _heldout(processes, "heldout-before", model, cores)
+        address, token = _start_server(processes, model)
+        console.rule(f"{ROUNDS} rounds on {address}")
+        outcome = _run_fleet(console, processes, model, address, token, threads)
+        adapter = _export(processes, model)
+        after = _heldout(processes, "heldout-after", model, cores, adapter)
+    summary = _summary(model, split, outcome, before, after, adapter)
+    (FOLDER / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    full = _full_rank_bytes(model)
+    console.rule("Result")
+    console.print(screen.result_table(summary["heldout"]))
+    console.print(screen.fleet_table(summary["devices"], BUDGETS, full))
+    console.print(f"{ROUNDS} rounds took {outcome.seconds:.0f} s. Summary: {FOLDER}/summary.json")
+    console.print(f"The adapter is a PEFT folder: {adapter}. Try it:")
+    console.print(_try_line(model, adapter), soft_wrap=True, highlight=False, markup=False)
+
+
+def _start_server(processes: Processes, model: Path) -> tuple[str, str]:
+    """Create the task in an empty database and serve it; returns address and enrolment token."""
+    state = _flags(state=FOLDER / "server")
+    task = _flags(
+        model=model,
+        base_name="SmolLM2-135M-Instruct",
+        rank=RANK,
+        sketch_sizes="1,2,4,8,16",
+        seed=SEED,
+        rounds=ROUNDS,
+        cohort_size=len(BUDGETS),
+        deadline=300,
+        local_steps=LOCAL_STEPS,
+        local_lr=LOCAL_LR,
+        batch_size=BATCH_SIZE,
+        max_length=MAX_LENGTH,
+    )
+    create = ["server", "task", "create", TASK, *state, *task, "--json"]
+    processes.run("task-create", create)
+    token = processes.run("token-create", ["server", "token", "create", *state, "--json"])
+    processes.start("server", ["server", "serve", *state, "--port", "0", "--json"])
+    return processes.first_line("server")["address"], token["token"]
+
+
+def _run_fleet(
+    console: Console, processes: Processes, model: Path, address: str, token: str, threads: int
+) -> Outcome:
+    """Start every device and show its rounds until all of them are finished."""
+    events: Queue[tuple[str, dict[str, Any] | None]] = Queue()
+    started = time.monotonic()
+    for name, budget in BUDGETS.items():
+        device = _flags(
+            server=address,
+            token=token,
+            name=name,
+            state=FOLDER / "devices" / name,
+            data=FOLDER / "data" / f"{name}.jsonl",
+            model=model,
+            memory_budget=budget,
+            threads=threads,
+        )
+        processes.start(name, ["edge_sdk", "run", "--json", *device])
+        processes.follow(name, events)
+    results: dict[str, list[dict[str, Any]]] = {name: [] for name in BUDGETS}
+    running = set(BUDGETS)
+    with screen.live_rounds(console, list(BUDGETS), ROUNDS) as show:
+        while running:
+            name, event = events.get()
+            if event is None:
+                processes.check(name)
+                running.discard(name)
+                continue
+            results[name].append(event)
+            show(name, event, time.monotonic() - started)
+    return Outcome(devices=results, seconds=time.monotonic() - started)
+
+
+def _export(processes: Processes, model: Path) -> Path:
+    adapter = FOLDER / "adapter"
+    flags = _flags(state=FOLDER / "server", base=model)
+    export = ["server", "adapter", "export", TASK, str(adapter), *flags, "--json"]
+    processes.run("adapter-export", export)
+    return adapter
+
+
+def _heldout(
+    processes: Processes, name: str, model: Path, threads: int, adapter: Path | None = None
+) -> dict[str, Any]:
+    flags = _flags(model=model, threads=threads, heldout=FOLDER / "data" / "heldout.jsonl")
+    command = ["demo.heldout", *flags, *(_flags(adapter=adapter) if adapter else [])]
+    measured: dict[str, Any] = processes.run(name, command, {"OMP_NUM_THREADS": str(threads)})
+    return measured
+
+
+def _flags(**values: object) -> list[str]:
+    """Return command line flags: ``local_lr=0.1`` becomes ``--local-lr 0.1``."""
+    return [
+        text
+        for name, value in values.items()
+        for text in (f"--{name.replace('_', '-')}", str(value))
+    ]
+
+
+def _summary(
+    model: Path,
+    split: trec.Split,
+    outcome: Outcome,
+    before: dict[str, Any],
+    after: dict[str, Any],
+    adapter: Path,
+) -> dict[str, Any]:
+    return {
+        "model": str(model),
+        "rounds": ROUNDS,
+        "global_rank": RANK,
+        "heldout": {
+            "examples": after["examples"],
+            "loss_before": before["loss"],
+            "loss_after": after["loss"],
+            "accuracy_before": before["accuracy"],
+            "accuracy_after": after["accuracy"],
+        },
+        "devices": [
+            {
+                "name": name,
+                "k": rounds[-1]["k"],
+                "examples": split.devices[name].examples,
+                "upload_bytes": [done["upload_bytes"] for done in rounds],
+                "download_bytes": [done["download_bytes"] for done in rounds],
+                "peak_rss_bytes": max(done["peak_rss_bytes"] for done in rounds),
+            }
+            for name, rounds in outcome.devices.items()
+        ],
+        "adapter_dir": str(adapter),
+    }
+
+
+def _full_rank_bytes(model: Path) -> int:
+    """Bytes of the tensors one device would send per round at full rank."""
+    shape = read_shape(read_config(model))
+    return 4 * adapter_parameters(shape.target_layers(shape.default_targets), RANK)
+
+
+def _try_line(model: Path, adapter: Path) -> str:
+    prompt = trec.PROMPT.format(question="Who wrote Hamlet ?")
+    return (
+        f"  .venv/bin/edge-sdk infer --model {model} --adapter {adapter} "
+        f"--max-new-tokens 3 {json.dumps(prompt)}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

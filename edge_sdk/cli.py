@@ -1,0 +1,272 @@
+"""The command line of a device: ``edge-sdk probe | plan | join | run | pull | infer``."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import get_args
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+from edge_sdk.errors import ConfigError, EdgeError
+from edge_sdk.identity import default_state_folder
+from edge_sdk.memory import Quantization
+from edge_sdk.quantities import format_bytes, parse_bytes
+
+_out = Console(soft_wrap=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; return its exit status: 0 done, 1 refused, 2 misused, 130 interrupted."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(
+        level=logging.DEBUG if options.verbose else logging.WARNING,
+        format="%(levelname)s %(name)s: %(message)s",
+    )
+    command: Callable[[argparse.Namespace], None] = options.command
+    try:
+        command(options)
+    except EdgeError as error:
+        sys.stderr.write(f"edge-sdk: {error}\n")
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _probe(options: argparse.Namespace) -> None:
+    from edge_sdk.device import probe
+
+    report = probe()
+    if options.json:
+        _print_json(asdict(report))
+        return
+    table = Table("reading", "value", title="This device")
+    table.add_row("system", report.system)
+    table.add_row("memory", format_bytes(report.memory_total_bytes))
+    available = format_bytes(report.memory_available_bytes)
+    table.add_row("memory free now", f"{available} (limited by {report.memory_source})")
+    table.add_row("cores we may use", str(report.cores))
+    table.add_row("bfloat16 in hardware", "yes" if report.has_native_bf16 else "no")
+    _out.print(table)
+
+
+def _plan(options: argparse.Namespace) -> None:
+    from edge_sdk.device import probe
+    from edge_sdk.model_folder import find_model, read_config
+    from edge_sdk.model_shape import read_shape
+    from edge_sdk.plan import Workload, make_plan, memory_budget
+
+    labels = 0 if options.task_type == "CAUSAL_LM" else options.num_labels
+    shape = read_shape(read_config(find_model(options.model)), options.task_type, labels)
+    report = probe()
+    work = Workload(
+        shape=shape,
+        layers=shape.target_layers(options.target or shape.default_targets),
+        r=options.rank,
+        quantization=options.quantization,
+        compute_bytes=2 if report.has_native_bf16 else 4,
+        batch_size=options.batch_size,
+        length=options.max_length,
+    )
+    plan = make_plan(work, memory_budget(report.memory_available_bytes, options.memory_budget))
+    if options.json:
+        _print_json({**asdict(plan), "total_bytes": plan.need.total})
+        return
+    table = Table("component", "predicted peak", title=f"{options.model} at k = {plan.k}")
+    for component, size in asdict(plan.need).items():
+        table.add_row(component, format_bytes(size))
+    table.add_section()
+    table.add_row("total", format_bytes(plan.need.total))
+    table.add_row("budget", format_bytes(plan.budget_bytes))
+    _out.print(table)
+    _out.print(f"k = {plan.k} of r = {plan.r}; limited by: {plan.reason}")
+    if plan.next_k_bytes is not None:
+        _out.print(f"k = {plan.k + 1} needs a budget of {format_bytes(plan.next_k_bytes)}")
+
+
+def _join(options: argparse.Namespace) -> None:
+    from edge_sdk.client import join
+
+    identity = join(options.state, options.server, options.token, options.name)
+    if options.json:
+        _print_json({"server": identity.server, "device_id": identity.device_id})
+        return
+    _out.print(f"joined {identity.server} as {identity.name} ({identity.device_id})")
+    _out.print("next: edge-sdk run --data your-examples.jsonl")
+
+
+def _run(options: argparse.Namespace) -> None:
+    from edge_sdk.client import EdgeClient
+
+    client = EdgeClient(
+        data=options.data,
+        server=options.server,
+        task=options.task,
+        model=options.model,
+        enrolment_token=options.token,
+        name=options.name,
+        state_folder=options.state,
+        memory_budget_bytes=options.memory_budget,
+        quantization=options.quantization,
+        threads=options.threads,
+    )
+    for done in client.rounds():
+        if options.json:
+            _print_json(asdict(done))
+            continue
+        late = "" if done.counted else "  too late, not counted"
+        _out.print(
+            f"round {done.round_number}: k {done.k}, loss {done.loss:.3f}, "
+            f"up {format_bytes(done.upload_bytes)}, down {format_bytes(done.download_bytes)}, "
+            f"{done.training_s:.1f} s, peak {format_bytes(done.peak_rss_bytes)}{late}"
+        )
+
+
+def _pull(options: argparse.Namespace) -> None:
+    from edge_sdk.client import EdgeClient
+
+    client = EdgeClient(task=options.task, model=options.model, state_folder=options.state)
+    version = client.pull(options.out)
+    if options.json:
+        _print_json({"version": version, "adapter": str(options.out)})
+        return
+    _out.print(f"adapter version {version} is in {options.out}")
+
+
+def _infer(options: argparse.Namespace) -> None:
+    from edge_sdk.generation import classify, generate, load_with_adapter
+    from edge_sdk.model_folder import find_model
+    from edge_sdk.peft_folder import read_peft_config
+
+    named = read_peft_config(options.adapter).get("base_model_name_or_path")
+    folder = find_model(options.model or str(named))
+    base = load_with_adapter(folder, options.adapter, options.quantization, options.threads)
+    if base.spec.task_type == "SEQ_CLS":
+        scores = classify(base, options.prompt)
+        if options.json:
+            _print_json(scores)
+            return
+        for label, probability in sorted(scores.items(), key=lambda item: -item[1]):
+            _out.print(f"{probability:6.1%}  {label}")
+        return
+    pieces = generate(base, options.prompt, options.max_new_tokens, chat=options.chat)
+    if options.json:
+        _print_json({"prompt": options.prompt, "completion": "".join(pieces)})
+        return
+    for piece in pieces:
+        _out.print(piece, end="", markup=False, highlight=False)
+    _out.print()
+
+
+def _print_json(value: object) -> None:
+    sys.stdout.write(msgspec.json.encode(value).decode() + "\n")
+    sys.stdout.flush()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="edge-sdk", description="Fine-tune a language model together, on this device."
+    )
+    parser.add_argument("--verbose", action="store_true", help="log every step")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    _command(commands, "probe", _probe, "measure this device")
+
+    plan = _command(commands, "plan", _plan, "what this device can afford to train")
+    _add_model(plan, required=True)
+    _add_budget(plan)
+    plan.add_argument("--rank", type=int, required=True, help="global rank r of the adapter")
+    plan.add_argument("--target", action="append", help="module to adapt; repeat for several")
+    plan.add_argument("--task-type", choices=["CAUSAL_LM", "SEQ_CLS"], default="CAUSAL_LM")
+    plan.add_argument("--num-labels", type=int, default=2, help="classes, for SEQ_CLS")
+    plan.add_argument("--batch-size", type=int, default=8)
+    plan.add_argument("--max-length", type=int, default=256, help="tokens per example")
+
+    join = _command(commands, "join", _join, "enrol this device on a server")
+    join.add_argument("server", help="address, such as http://127.0.0.1:8765")
+    join.add_argument("--token", required=True, help="enrolment token from the operator")
+    _add_identity(join)
+
+    run = _command(commands, "run", _run, "take part until the task is finished")
+    run.add_argument("--data", type=Path, required=True, help="JSONL with this device's examples")
+    run.add_argument("--task", help="needed if the server has several")
+    run.add_argument("--server", help="needed if this device has not joined yet")
+    run.add_argument("--token", help="enrolment token, if this device has not joined yet")
+    _add_identity(run)
+    _add_model(run, required=False)
+    _add_budget(run)
+    _add_threads(run)
+
+    pull = _command(commands, "pull", _pull, "fetch the newest adapter as a PEFT folder")
+    pull.add_argument("out", type=Path, help="folder to write")
+    pull.add_argument("--task", help="needed if the server has several")
+    _add_identity(pull)
+    _add_model(pull, required=False)
+
+    infer = _command(commands, "infer", _infer, "use a base model with an adapter")
+    infer.add_argument("prompt")
+    infer.add_argument("--adapter", type=Path, required=True, help="PEFT folder")
+    infer.add_argument("--max-new-tokens", type=int, default=64)
+    infer.add_argument("--chat", action="store_true", help="put the prompt in the chat template")
+    _add_model(infer, required=False)
+    _add_quantization(infer)
+    _add_threads(infer)
+    return parser
+
+
+def _command(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    run: Callable[[argparse.Namespace], None],
+    summary: str,
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=summary, description=f"{summary.capitalize()}.")
+    parser.add_argument("--json", action="store_true", help="print JSON for machines")
+    parser.set_defaults(command=run)
+    return parser
+
+
+def _add_identity(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--name", default=socket.gethostname(), help="of this device, for people")
+    parser.add_argument(
+        "--state", type=Path, default=default_state_folder(), help="folder of the identity"
+    )
+
+
+def _add_model(parser: argparse.ArgumentParser, required: bool) -> None:
+    parser.add_argument("--model", required=required, help="folder or hub id of the base model")
+
+
+def _add_quantization(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--quantization",
+        choices=get_args(Quantization),
+        default="nf4",
+        help="number format of the frozen base",
+    )
+
+
+def _add_budget(parser: argparse.ArgumentParser) -> None:
+    _add_quantization(parser)
+    parser.add_argument(
+        "--memory-budget", type=_bytes, metavar="SIZE", help="such as 700MB; default: 70 %% of free"
+    )
+
+
+def _add_threads(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--threads", type=int, help="default: the cores this process may use")
+
+
+def _bytes(text: str) -> int:
+    try:
+        return parse_bytes(text)
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None

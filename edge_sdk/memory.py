@@ -1,0 +1,109 @@
+"""How many bytes a model and a training plan need, from shapes alone.
+
+The terms are those of LoRA on a frozen base in PyTorch. The constants were fitted to peak
+resident memory measured on the CPU; see ``docs/planning.md`` for the measurements.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+from edge_sdk.model_shape import ModelShape
+from edge_sdk.wire.messages import LayerSpec
+
+Quantization = Literal["nf4", "bf16", "fp32"]
+"""Number format of the frozen linear layers on the device."""
+
+WEIGHT_BYTES = {"nf4": 0.53, "bf16": 2.0, "fp32": 4.0}  # nf4: 4 bits and double-quantized scales
+RUNTIME_BYTES = 430_000_000  # the interpreter with torch, transformers and bitsandbytes imported
+TRAINED_BYTES = 16  # a trained number in fp32: itself, its gradient, two moments of AdamW
+ALLOCATOR_SLACK = 0.10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryNeed:
+    """Peak memory of the training process by component, in bytes.
+
+    Attributes:
+        runtime: Interpreter and imported libraries.
+        base: Frozen linear layers in their number format.
+        embeddings: Embeddings and output head, never quantized.
+        workspace: Largest layer, dequantized for one multiplication.
+        activations: Kept from forward to backward.
+        logits: Output scores and their gradient.
+        adapter: Trained ranks and dense parameters: values, gradients, optimizer moments.
+        slack: What the allocator keeps beyond that.
+    """
+
+    runtime: int
+    base: int
+    embeddings: int
+    workspace: int
+    activations: int
+    logits: int
+    adapter: int
+    slack: int
+
+    @property
+    def total(self) -> int:
+        """Sum of all components."""
+        return sum(asdict(self).values())
+
+
+def adapter_parameters(layers: list[LayerSpec], k: int) -> int:
+    """Return how many numbers a k-rank adapter on these layers has."""
+    return k * sum(layer.d_in + layer.d_out for layer in layers)
+
+
+def memory_need(
+    shape: ModelShape,
+    layers: list[LayerSpec],
+    k: int,
+    *,
+    quantization: Quantization,
+    compute_bytes: int,
+    batch_size: int,
+    length: int,
+) -> MemoryNeed:
+    """Estimate the peak memory of training ``k`` ranks.
+
+    Args:
+        shape: The base model.
+        layers: Adapted layers.
+        k: Sketch size.
+        quantization: Number format of the frozen linear layers.
+        compute_bytes: Bytes per number in activations: 4 for fp32, 2 for bf16.
+        batch_size: Sequences per step.
+        length: Tokens of the longest sequence.
+    """
+    tokens = batch_size * length
+    per_token_and_layer = 18 * shape.hidden_size + 5 * shape.intermediate_size + 4 * shape.kv_size
+    largest = max(layer.d_in * layer.d_out for layer in shape.linears)
+    dense = sum(_size(spec.shape) for spec in shape.dense)
+    is_causal = not shape.dense
+    held_bytes = 4 if quantization == "fp32" else compute_bytes
+    need = MemoryNeed(
+        runtime=RUNTIME_BYTES,
+        base=int(shape.linear_parameters * WEIGHT_BYTES[quantization]),
+        embeddings=shape.embedding_parameters * held_bytes,
+        workspace=2 * largest * compute_bytes if quantization == "nf4" else 0,
+        activations=tokens * shape.num_layers * per_token_and_layer * compute_bytes,
+        logits=tokens * shape.vocab_size * (compute_bytes + 8) if is_causal else 0,
+        adapter=(adapter_parameters(layers, k) + dense) * TRAINED_BYTES,
+        slack=0,
+    )
+    return _with_slack(need)
+
+
+def _with_slack(need: MemoryNeed) -> MemoryNeed:
+    terms = asdict(need)
+    terms["slack"] = int((need.total - need.runtime) * ALLOCATOR_SLACK)
+    return MemoryNeed(**terms)
+
+
+def _size(shape: list[int]) -> int:
+    size = 1
+    for side in shape:
+        size *= side
+    return size

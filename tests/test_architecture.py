@@ -1,0 +1,105 @@
+"""Who may import whom, seen from fresh interpreters and from the source."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+HEAVY = {"torch", "transformers", "peft", "bitsandbytes", "onnxruntime"}
+LIGHT_MODULES = [
+    "edge_sdk",
+    "edge_sdk.cli",
+    "edge_sdk.client",
+    "edge_sdk.plan",
+    "edge_sdk.device",
+    "server",
+    "server.cli",
+    "server.app",
+]
+SERVER_MAY_IMPORT = {
+    "edge_sdk.errors",
+    "edge_sdk.model_folder",
+    "edge_sdk.model_shape",
+    "edge_sdk.peft_folder",
+    "edge_sdk.quantities",
+    "edge_sdk.sketch",
+    "edge_sdk.wire.messages",
+    "edge_sdk.wire.payload",
+}
+PURE = [
+    "edge_sdk/sketch.py",
+    "edge_sdk/memory.py",
+    "edge_sdk/plan.py",
+    "edge_sdk/model_shape.py",
+    "edge_sdk/wire/messages.py",
+    "edge_sdk/wire/payload.py",
+    "server/rounds.py",
+    "server/cohort.py",
+    "server/aggregation.py",
+]
+IMPURE_MODULES = {"os", "pathlib", "time", "random", "socket", "requests", "sqlalchemy", "logging"}
+
+
+@pytest.mark.parametrize("module", LIGHT_MODULES)
+def test_light_module_imports_nothing_heavy(module):
+    script = f"import sys, {module}; print(*sorted({HEAVY!r} & sys.modules.keys()))"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    assert done.stdout.split() == []
+
+
+def test_public_names_import_without_torch():
+    script = "import sys, edge_sdk; edge_sdk.EdgeClient; print('torch' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    assert done.stdout.strip() == "False"
+
+
+def test_server_source_names_nothing_heavy_even_inside_functions():
+    """The server must run on a machine where torch cannot be installed."""
+    named = {name for file in (ROOT / "server").rglob("*.py") for name in _imports(file)}
+    assert {name.split(".")[0] for name in named} & HEAVY == set()
+
+
+def test_server_takes_from_the_sdk_only_what_both_sides_share():
+    named = {name for file in (ROOT / "server").rglob("*.py") for name in _imports(file)}
+    from_sdk = {name for name in named if name.startswith("edge_sdk")}
+    assert from_sdk <= SERVER_MAY_IMPORT
+
+
+def test_sdk_never_imports_the_server():
+    named = {name for file in (ROOT / "edge_sdk").rglob("*.py") for name in _imports(file)}
+    assert not [name for name in named if name.split(".")[0] in ("server", "demo", "bench")]
+
+
+@pytest.mark.parametrize("path", PURE)
+def test_pure_module_reads_no_clock_file_or_network(path):
+    assert {name.split(".")[0] for name in _imports(ROOT / path)} & IMPURE_MODULES == set()
+
+
+def test_nothing_reads_or_writes_pickle():
+    files = [
+        f
+        for folder in ("edge_sdk", "server", "demo", "bench")
+        for f in (ROOT / folder).rglob("*.py")
+    ]
+    assert files
+    named = {name.split(".")[0] for file in files for name in _imports(file)}
+    assert named & {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"} == set()
+
+
+def _imports(file: Path) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+    return found
