@@ -29,10 +29,10 @@ from edge_sdk.model_shape import read_shape
 FOLDER = Path(".demo")
 TASK = "question-types"
 RANK = 16
-ROUNDS = 8
+ROUNDS = 6
 LOCAL_STEPS = 10
 BATCH_SIZE = 8
-MAX_LENGTH = 64
+MAX_LENGTH = 32
 LOCAL_LR = 1e-3
 HELDOUT = 300
 EXAMPLES_PER_DEVICE = 400
@@ -126,7 +126,7 @@ def _start_server(processes: Processes, model: Path) -> tuple[str, str]:
     processes.run("task-create", create)
     token = processes.run("token-create", ["server", "token", "create", *state, "--json"])
     processes.start("server", ["server", "serve", *state, "--port", "0", "--json"])
-    return processes.first_line("server")["address"], token["token"]
+    return processes.first_line("server")["url"], token["enrolment_token"]
 
 
 def _run_fleet(

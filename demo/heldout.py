@@ -7,12 +7,11 @@ import json
 import sys
 from pathlib import Path
 
+from demo.trec import LABEL_WORDS
+from edge_sdk.base_model import load_base
 from edge_sdk.data import load_examples
 from edge_sdk.evaluation import choice_accuracy, completion_loss
 from edge_sdk.generation import load_with_adapter
-
-from demo.trec import LABEL_WORDS
-from edge_sdk.base_model import load_base
 from edge_sdk.model_folder import weights_digest
 from edge_sdk.wire.messages import BaseModel
 

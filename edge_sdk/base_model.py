@@ -85,9 +85,9 @@ def load_base(
         torch.set_num_threads(threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.float32 if quantization == "fp32" else choose_compute_dtype(device)
+    tokenizer = load_tokenizer(folder)
     with _quiet_libraries():
         try:
-            tokenizer = _load_tokenizer(folder)
             model = _load_model(folder, spec, quantization, dtype, device)
         except _LOAD_ERRORS as error:
             raise ModelError(
@@ -98,6 +98,27 @@ def load_base(
     model.requires_grad_(False)
     model.eval()
     return LoadedBase(model, tokenizer, spec, quantization, dtype)
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """Load the tokenizer of a base model; it pads on the right, with the end token if need be.
+
+    Raises:
+        ModelError: Missing, damaged, or without any token to pad with.
+    """
+    with _quiet_libraries():
+        try:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
+        except _LOAD_ERRORS as error:
+            raise ModelError(f"the tokenizer in {folder} cannot be loaded: {error}") from error
+    tokenizer.padding_side = "right"
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token is None:
+            raise ModelError(f"the tokenizer in {folder} has neither a padding nor an end token")
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
 
 
 def choose_compute_dtype(device: torch.device, cpu_flags: str | None = None) -> torch.dtype:
@@ -158,18 +179,6 @@ def _cpu_flags() -> str:
         return ""
 
 
-def _load_tokenizer(folder: Path) -> Any:
-    tokenizer = transformers.AutoTokenizer.from_pretrained(
-        folder, local_files_only=True, trust_remote_code=False
-    )
-    tokenizer.padding_side = "right"
-    if tokenizer.pad_token_id is None:
-        if tokenizer.eos_token is None:
-            raise ModelError("the tokenizer has neither a padding nor an end token")
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
-
-
 def _load_model(
     folder: Path,
     spec: BaseModel,
@@ -204,6 +213,7 @@ def _load_model(
         _check_nf4(model)
     elif quantization == "bf16" and dtype != torch.bfloat16:
         store_as_bf16(model, _block_linears(model), dtype)
+        model.config.dtype = dtype
     return model
 
 
@@ -257,7 +267,7 @@ def _check_nf4(model: nn.Module) -> None:
     for layer in layers:
         # On CPUs with AVX512-BF16 an evaluation would repack the weights for inference, for good,
         # and no gradient passes through the repacked ones.
-        layer.support_avx512bf16_for_cpu = False
+        cast(Any, layer).support_avx512bf16_for_cpu = False
     first = cast(nn.Linear, layers[0])
     x = torch.ones(1, first.in_features, device=first.weight.device, requires_grad=True)
     try:

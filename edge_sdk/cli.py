@@ -75,6 +75,7 @@ def _plan(options: argparse.Namespace) -> None:
         compute_bytes=2 if report.has_native_bf16 else 4,
         batch_size=options.batch_size,
         length=options.max_length,
+        predicted=options.max_length,
     )
     plan = make_plan(work, memory_budget(report.memory_available_bytes, options.memory_budget))
     if options.json:

@@ -144,16 +144,17 @@ class EdgeClient:
         self._task: TaskSpec | None = None
         self._base: LoadedBase | None = None
 
-    def plan(self, longest: int | None = None) -> Plan:
-        """Decide the largest sketch this device can afford now.
-
-        Args:
-            longest: Tokens of the longest example; None assumes the task's limit.
+    def plan(self) -> Plan:
+        """Decide the largest sketch this device can afford now, for examples as long as allowed.
 
         Raises:
             NotFeasible: Nothing fits the budget.
             WrongBaseModel: The local base model is not the one the task pins.
         """
+        length = self._fetch_task().training.max_length
+        return self._plan(length, predicted=length)
+
+    def _plan(self, length: int, predicted: int) -> Plan:
         task = self._fetch_task()
         config = read_config(self._base_folder(task))
         report = probe()
@@ -164,11 +165,19 @@ class EdgeClient:
             quantization=self._quantization,
             compute_bytes=2 if report.has_native_bf16 else 4,
             batch_size=task.training.batch_size,
-            length=longest or task.training.max_length,
+            length=length,
+            predicted=predicted,
         )
         return make_plan(
             work, memory_budget(report.memory_available_bytes, self._memory_budget_bytes)
         )
+
+    def _plan_for(self, examples: Sequence[Example]) -> Plan:
+        """Plan for the data as it is: its longest example, and the places where it is learned."""
+        length = max(len(example.tokens) for example in examples)
+        learned = max(sum(example.is_learned) for example in examples)
+        batch_size = self._fetch_task().training.batch_size
+        return self._plan(length, predicted=min(length, batch_size * learned))
 
     def rounds(self) -> Iterator[RoundResult]:
         """Take part in rounds until the task is finished, yielding each one as it ends.
@@ -189,8 +198,11 @@ class EdgeClient:
         examples = load_examples(
             self._data, load_tokenizer(folder), task.base, task.training.max_length
         )
-        plan = self.plan(longest=max(len(example.tokens) for example in examples))
-        message = CheckIn(base_digest=task.base.digest, affordable_k=plan.k, examples=len(examples))
+        message = CheckIn(
+            base_digest=task.base.digest,
+            affordable_k=self._plan_for(examples).k,
+            examples=len(examples),
+        )
         transport = self._connected()
         while True:
             before = transport.uploaded_bytes, transport.downloaded_bytes

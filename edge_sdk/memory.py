@@ -16,8 +16,8 @@ Quantization = Literal["nf4", "bf16", "fp32"]
 """Number format of the frozen linear layers on the device."""
 
 WEIGHT_BYTES = {"nf4": 0.53, "bf16": 2.0, "fp32": 4.0}  # nf4: 4 bits and double-quantized scales
-RUNTIME_BYTES = 430_000_000  # the interpreter with torch, transformers and bitsandbytes imported
-TRAINED_BYTES = 16  # a trained number in fp32: itself, its gradient, two moments of AdamW
+RUNTIME_BYTES = 450_000_000  # torch, transformers and bitsandbytes imported, and their threads
+TRAINED_BYTES = 28  # in fp32: value, gradient, two moments of AdamW; before, after, update
 ALLOCATOR_SLACK = 0.10
 
 
@@ -65,6 +65,7 @@ def memory_need(
     compute_bytes: int,
     batch_size: int,
     length: int,
+    predicted: int,
 ) -> MemoryNeed:
     """Estimate the peak memory of training ``k`` ranks.
 
@@ -76,9 +77,10 @@ def memory_need(
         compute_bytes: Bytes per number in activations: 4 for fp32, 2 for bf16.
         batch_size: Sequences per step.
         length: Tokens of the longest sequence.
+        predicted: Places per sequence for which logits are computed.
     """
     tokens = batch_size * length
-    per_token_and_layer = 18 * shape.hidden_size + 5 * shape.intermediate_size + 4 * shape.kv_size
+    per_token_and_layer = 20 * shape.hidden_size + 6 * shape.intermediate_size + 4 * shape.kv_size
     largest = max(layer.d_in * layer.d_out for layer in shape.linears)
     dense = sum(_size(spec.shape) for spec in shape.dense)
     is_causal = not shape.dense
@@ -89,7 +91,7 @@ def memory_need(
         embeddings=shape.embedding_parameters * held_bytes,
         workspace=2 * largest * compute_bytes if quantization == "nf4" else 0,
         activations=tokens * shape.num_layers * per_token_and_layer * compute_bytes,
-        logits=tokens * shape.vocab_size * (compute_bytes + 8) if is_causal else 0,
+        logits=batch_size * predicted * shape.vocab_size * (compute_bytes + 8) * is_causal,
         adapter=(adapter_parameters(layers, k) + dense) * TRAINED_BYTES,
         slack=0,
     )

@@ -41,6 +41,7 @@ def store_as_bf16(model: nn.Module, names: Sequence[str], compute_dtype: torch.d
     narrow = [model.get_submodule(name) for name in names]
     kept = {id(parameter) for layer in narrow for parameter in layer.parameters()}
     for layer in narrow:
+        # in place: the same weights, read another way
         layer.__class__ = NarrowLinear
     for parameter in model.parameters():
         if id(parameter) not in kept and parameter.is_floating_point():
@@ -49,4 +50,3 @@ def store_as_bf16(model: nn.Module, names: Sequence[str], compute_dtype: torch.d
         for name, buffer in module.named_buffers(recurse=False):
             if buffer.is_floating_point():
                 setattr(module, name, buffer.to(compute_dtype))
-    model.config.dtype = compute_dtype

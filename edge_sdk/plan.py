@@ -8,6 +8,7 @@ from edge_sdk.errors import NotFeasible
 from edge_sdk.memory import MemoryNeed, Quantization, memory_need
 from edge_sdk.model_shape import ModelShape
 from edge_sdk.quantities import format_bytes
+from edge_sdk.sketch import check_sizes
 from edge_sdk.wire.messages import LayerSpec
 
 SHARE_OF_FREE_MEMORY = 0.7  # without a stated budget, the rest stays with the owner
@@ -25,6 +26,7 @@ class Workload:
         compute_bytes: Bytes per number in activations.
         batch_size: Sequences per step.
         length: Tokens of the longest sequence.
+        predicted: Places per sequence for which logits are computed.
     """
 
     shape: ModelShape
@@ -34,6 +36,7 @@ class Workload:
     compute_bytes: int
     batch_size: int
     length: int
+    predicted: int
 
     def need(self, k: int) -> MemoryNeed:
         """Return the peak memory of training ``k`` ranks."""
@@ -45,6 +48,7 @@ class Workload:
             compute_bytes=self.compute_bytes,
             batch_size=self.batch_size,
             length=self.length,
+            predicted=self.predicted,
         )
 
 
@@ -86,7 +90,9 @@ def make_plan(work: Workload, budget_bytes: int) -> Plan:
 
     Raises:
         NotFeasible: Not even one rank fits; says how much is missing.
+        SketchError: The global rank is below 1.
     """
+    check_sizes(work.r, 1)
     k = max((k for k in range(1, work.r + 1) if work.need(k).total <= budget_bytes), default=0)
     if k == 0:
         smallest = work.need(1).total

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -33,6 +34,7 @@ def workload(**changes: object) -> Workload:
         compute_bytes=4,
         batch_size=8,
         length=64,
+        predicted=16,
     )
     return replace(work, **{k: v for k, v in changes.items() if k not in LLAMA})
 
@@ -67,17 +69,18 @@ def test_every_term_counts():
     """Each part of the workload that costs memory raises the prediction."""
     base = workload().need(4).total
     assert workload(batch_size=16).need(4).total > base
+    assert workload(predicted=17).need(4).total > base
     assert workload(length=128).need(4).total > base
     assert workload(quantization="fp32").need(4).total > base
     assert workload(vocab_size=100_000).need(4).total > base
     assert workload().need(5).total > base
 
 
-def test_one_more_rank_costs_sixteen_bytes_per_adapter_number():
+def test_one_more_rank_costs_28_bytes_per_adapter_number():
     shape = workload().shape
     per_rank = sum(layer.d_in + layer.d_out for layer in shape.linears)
     assert per_rank == 305_280
-    assert workload().need(5).adapter - workload().need(4).adapter == 16 * per_rank
+    assert workload().need(5).adapter - workload().need(4).adapter == 28 * per_rank
 
 
 def test_budget_is_a_share_of_free_memory_unless_the_owner_states_one():

@@ -1,0 +1,1 @@
+"""The demo: a fleet of devices fine-tunes a real language model on this machine."""

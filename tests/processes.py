@@ -1,0 +1,95 @@
+"""Real server and device processes that tests start, kill and start again."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+
+class ServerProcess:
+    """An ``edge-server serve`` over one state folder, on one port, however often it is killed."""
+
+    def __init__(self, state: Path, port: int | None = None) -> None:
+        self.state = state
+        self.port = port or _free_port()
+        self.address = f"http://127.0.0.1:{self.port}"
+        self._process: subprocess.Popen[str] | None = None
+
+    def __enter__(self) -> ServerProcess:
+        return self.start()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._process is not None:
+            self._end(signal.SIGTERM)
+
+    def start(self) -> ServerProcess:
+        """Start serving and wait until it says that it listens."""
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "server", "serve", "--json", *self._flags()],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        line = self._process.stdout.readline()
+        if not line or json.loads(line)["url"] != self.address:
+            self._end(signal.SIGKILL)
+            raise AssertionError(f"the server said {line!r}")
+        return self
+
+    def kill(self) -> None:
+        """``kill -9``: nothing gets a chance to tidy up."""
+        self._end(signal.SIGKILL)
+
+    def command(self, *words: str) -> dict[str, Any]:
+        """Run one ``edge-server`` command on the same state and return its JSON."""
+        return run_json("server", *words, "--state", str(self.state))
+
+    def _flags(self) -> list[str]:
+        return ["--state", str(self.state), "--port", str(self.port)]
+
+    def _end(self, how: signal.Signals) -> None:
+        process = self._process
+        self._process = None
+        process.send_signal(how)
+        process.wait(20)
+        process.stdout.close()
+
+
+def run_json(module: str, *words: str) -> dict[str, Any]:
+    """Run ``python -m module WORDS --json`` and return what it prints."""
+    done = subprocess.run(
+        [sys.executable, "-m", module, *words, "--json"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def start_device(*words: str) -> subprocess.Popen[str]:
+    """Start ``edge-sdk run --json WORDS`` in the background."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "edge_sdk", "run", "--json", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
