@@ -25,6 +25,8 @@ from edge_sdk.errors import EdgeError
 from edge_sdk.memory import adapter_parameters
 from edge_sdk.model_folder import read_config
 from edge_sdk.model_shape import read_shape
+from edge_sdk.plan import Workload
+from edge_sdk.quantities import format_bytes
 
 FOLDER = Path(".demo")
 TASK = "question-types"
@@ -37,7 +39,8 @@ LOCAL_LR = 1e-3
 HELDOUT = 300
 EXAMPLES_PER_DEVICE = 400
 SEED = 7
-BUDGETS = {"ada": "650MB", "ben": "680MB", "cleo": "740MB", "dan": "900MB"}
+TOKENS_LEARNED = 2  # of each example: the answer word and the end token
+FLEET = {"ada": 2, "ben": 4, "cleo": 8, "dan": 16}  # device to the sketch its memory allows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,32 +77,40 @@ def _demo(console: Console) -> None:
     shutil.rmtree(FOLDER, ignore_errors=True)
     split = trec.write_split(
         FOLDER / "data",
-        devices=list(BUDGETS),
+        devices=list(FLEET),
         examples_per_device=EXAMPLES_PER_DEVICE,
         heldout=HELDOUT,
         seed=SEED,
     )
     console.print(f"SmolLM2-135M-Instruct in {model}", soft_wrap=True)
     console.print(screen.data_table(split))
-    cores = probe().cores
-    threads = max(1, cores // len(BUDGETS))
+    budgets = _budgets(model)
     console.print(
-        f"{len(BUDGETS)} device processes share {cores} cores: {threads} thread(s) each; "
+        "Each device gets a memory budget of its own, small enough to make the fleet unequal: "
+        + ", ".join(f"{name} {format_bytes(size)}" for name, size in budgets.items())
+    )
+    cores = probe().cores
+    threads = max(1, cores // len(FLEET))
+    console.print(
+        f"{len(FLEET)} device processes share {cores} cores: {threads} thread(s) each; "
         f"measuring on held-out questions uses {cores}."
     )
     with Processes(FOLDER / "logs", threads) as processes:
+        console.print("Measuring the untrained model on the held-out questions …")
         before = _heldout(processes, "heldout-before", model, cores)
         address, token = _start_server(processes, model)
         console.rule(f"{ROUNDS} rounds on {address}")
-        outcome = _run_fleet(console, processes, model, address, token, threads)
+        devices = _device_commands(model, address, token, threads, budgets)
+        outcome = _run_fleet(console, processes, devices)
         adapter = _export(processes, model)
+        console.print("Measuring the trained model on the held-out questions …")
         after = _heldout(processes, "heldout-after", model, cores, adapter)
     summary = _summary(model, split, outcome, before, after, adapter)
     (FOLDER / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     full = _full_rank_bytes(model)
     console.rule("Result")
     console.print(screen.result_table(summary["heldout"]))
-    console.print(screen.fleet_table(summary["devices"], BUDGETS, full))
+    console.print(screen.fleet_table(summary["devices"], budgets, full))
     console.print(f"{ROUNDS} rounds took {outcome.seconds:.0f} s. Summary: {FOLDER}/summary.json")
     console.print(f"The adapter is a PEFT folder: {adapter}. Try it:")
     console.print(_try_line(model, adapter), soft_wrap=True, highlight=False, markup=False)
@@ -115,7 +126,7 @@ def _start_server(processes: Processes, model: Path) -> tuple[str, str]:
         sketch_sizes="1,2,4,8,16",
         seed=SEED,
         rounds=ROUNDS,
-        cohort_size=len(BUDGETS),
+        cohort_size=len(FLEET),
         deadline=300,
         local_steps=LOCAL_STEPS,
         local_lr=LOCAL_LR,
@@ -129,14 +140,30 @@ def _start_server(processes: Processes, model: Path) -> tuple[str, str]:
     return processes.first_line("server")["url"], token["enrolment_token"]
 
 
-def _run_fleet(
-    console: Console, processes: Processes, model: Path, address: str, token: str, threads: int
-) -> Outcome:
-    """Start every device and show its rounds until all of them are finished."""
-    events: Queue[tuple[str, dict[str, Any] | None]] = Queue()
-    started = time.monotonic()
-    for name, budget in BUDGETS.items():
-        device = _flags(
+def _budgets(model: Path) -> dict[str, int]:
+    """Return, by the planner's own numbers for this machine, what each sketch needs and a bit."""
+    shape = read_shape(read_config(model))
+    work = Workload(
+        shape=shape,
+        layers=shape.target_layers(shape.default_targets),
+        r=RANK,
+        quantization="nf4",
+        compute_bytes=2 if probe().has_native_bf16 else 4,
+        batch_size=BATCH_SIZE,
+        length=MAX_LENGTH,
+        predicted=min(MAX_LENGTH, BATCH_SIZE * TOKENS_LEARNED),
+    )
+    per_rank = work.need(2).total - work.need(1).total
+    return {name: work.need(k).total + per_rank // 2 for name, k in FLEET.items()}
+
+
+def _device_commands(
+    model: Path, address: str, token: str, threads: int, budgets: dict[str, int]
+) -> dict[str, list[str]]:
+    """Return the command of each device, as its owner would type it."""
+    commands = {}
+    for name, budget in budgets.items():
+        flags = _flags(
             server=address,
             token=token,
             name=name,
@@ -146,11 +173,20 @@ def _run_fleet(
             memory_budget=budget,
             threads=threads,
         )
-        processes.start(name, ["edge_sdk", "run", "--json", *device])
+        commands[name] = ["edge_sdk", "run", "--json", *flags]
+    return commands
+
+
+def _run_fleet(console: Console, processes: Processes, devices: dict[str, list[str]]) -> Outcome:
+    """Start every device and show its rounds until all of them are finished."""
+    events: Queue[tuple[str, dict[str, Any] | None]] = Queue()
+    started = time.monotonic()
+    for name, command in devices.items():
+        processes.start(name, command)
         processes.follow(name, events)
-    results: dict[str, list[dict[str, Any]]] = {name: [] for name in BUDGETS}
-    running = set(BUDGETS)
-    with screen.live_rounds(console, list(BUDGETS), ROUNDS) as show:
+    results: dict[str, list[dict[str, Any]]] = {name: [] for name in FLEET}
+    running = set(FLEET)
+    with screen.live_rounds(console, list(FLEET), ROUNDS) as show:
         while running:
             name, event = events.get()
             if event is None:

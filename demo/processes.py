@@ -34,7 +34,12 @@ class Processes:
 
     def __init__(self, logs: Path, threads: int) -> None:
         self._logs = logs
-        self._environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
+        self._environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": str(threads),
+            "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin while they wait starve the others
+            "HF_HUB_OFFLINE": "1",
+        }
         self._running: dict[str, subprocess.Popen[str]] = {}
         self._readers: list[threading.Thread] = []
         logs.mkdir(parents=True, exist_ok=True)

@@ -87,7 +87,7 @@ def result_table(heldout: Mapping[str, Any]) -> Table:
 
 
 def fleet_table(
-    devices: Sequence[Mapping[str, Any]], budgets: Mapping[str, str], full_rank_bytes: int
+    devices: Sequence[Mapping[str, Any]], budgets: Mapping[str, int], full_rank_bytes: int
 ) -> Table:
     """Return what each device spent, beside what full rank would have cost it."""
     table = Table("device", "budget", "peak memory", "k", title="What each device spent")
@@ -98,7 +98,7 @@ def fleet_table(
         full = 2 * full_rank_bytes * len(device["upload_bytes"])
         table.add_row(
             device["name"],
-            budgets[device["name"]],
+            format_bytes(budgets[device["name"]]),
             format_bytes(device["peak_rss_bytes"]),
             str(device["k"]),
             format_bytes(sent),

@@ -132,11 +132,13 @@ def _example(
 ) -> Example:
     if base.task_type == "SEQ_CLS":
         return _classified(record, tokenizer, base.labels, max_length)
-    start = start_ids(tokenizer)
+    is_chat = "messages" in record
+    start = start_ids(tokenizer, is_chat)
     whole = tokenize(tokenizer, _parts(record, tokenizer), start)
-    if "messages" not in record and tokenizer.eos_token_id is not None:
+    if not is_chat and tokenizer.eos_token_id is not None:
         whole = Tokens([*whole.ids, tokenizer.eos_token_id], [*whole.is_learned, True])
-    cut = fit(whole, max_length, kept=len(start))
+    begins = tokenizer.bos_token_id is not None and whole.ids[:1] == [tokenizer.bos_token_id]
+    cut = fit(whole, max_length, kept=int(begins))
     if not any(cut.is_learned[1:]):
         raise DataError(
             f"no token to learn from within max_length={max_length}: the first token of a text "

@@ -73,13 +73,20 @@ def generate(
         raise ConfigError("a sequence classifier does not generate text: classify with it")
     if max_new_tokens < 1:
         raise ConfigError(f"max_new_tokens={max_new_tokens} must be at least 1")
-    text = chat_prompt(base.tokenizer, prompt) if chat else prompt
-    ids = list(base.tokenizer(text, add_special_tokens=False)["input_ids"])
-    if not chat:
-        ids = start_ids(base.tokenizer) + ids
+    return _stream(base, prompt_ids(base.tokenizer, prompt, chat=chat), max_new_tokens)
+
+
+def prompt_ids(tokenizer: Any, prompt: str, *, chat: bool) -> list[int]:
+    """Return the tokens a model continues: those that stood before the answer in training.
+
+    Raises:
+        DataError: There are none, or the chat template refuses the prompt.
+    """
+    text = chat_prompt(tokenizer, prompt) if chat else prompt
+    ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
     if not ids:
         raise DataError("the prompt has no token to continue from")
-    return _stream(base, ids, max_new_tokens)
+    return start_ids(tokenizer, is_chat=chat) + ids
 
 
 def classify(base: LoadedBase, text: str) -> dict[str, float]:

@@ -37,8 +37,15 @@ class Tokens:
     is_learned: list[bool]
 
 
-def start_ids(tokenizer: Any) -> list[int]:
-    """Return the begin token if this tokenizer starts every text with one."""
+def start_ids(tokenizer: Any, is_chat: bool = False) -> list[int]:
+    """Return the begin token if this tokenizer starts every text with one.
+
+    Args:
+        tokenizer: Of the base model.
+        is_chat: The text comes from the chat template, which writes its own begin token.
+    """
+    if is_chat and tokenizer.chat_template is not None:
+        return []
     ids = list(tokenizer("")["input_ids"])
     return ids[:1] if ids and ids[0] == tokenizer.bos_token_id else []
 

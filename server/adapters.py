@@ -1,0 +1,80 @@
+"""The global adapter's versions: written as blobs, read back, cut into slices."""
+
+from __future__ import annotations
+
+import threading
+
+from edge_sdk.sketch import Indices, draw_sketch
+from edge_sdk.wire import payload
+from edge_sdk.wire.messages import AdapterSpec
+from edge_sdk.wire.payload import Arrays
+from server.aggregation import cut_slice
+from server.blobs import BlobFolder
+from server.store import AdapterRow, AssignmentRow
+
+
+class AdapterShelf:
+    """Writes adapter versions and keeps the last one that was read in memory.
+
+    Args:
+        blobs: Where the tensor files are.
+    """
+
+    def __init__(self, blobs: BlobFolder) -> None:
+        self._blobs = blobs
+        self._lock = threading.Lock()
+        self._last: tuple[str, Arrays] = ("", {})
+
+    def write(
+        self,
+        spec: AdapterSpec,
+        adapter: Arrays,
+        *,
+        task: str,
+        version: int,
+        round_number: int,
+        now: float,
+    ) -> AdapterRow:
+        """Store one version durably and return its row, not yet in any table.
+
+        The master copy is float32 also when the task says bf16: a mean update is often smaller
+        than the spacing of bf16 numbers, and would be rounded away round after round.
+        """
+        body = payload.encode(adapter, spec.wire_dtype)
+        digest = self._blobs.put(body)
+        master = digest
+        if spec.wire_dtype != "fp32":
+            master = self._blobs.put(payload.encode(adapter, "fp32"))
+        return AdapterRow(
+            task=task,
+            version=version,
+            round_number=round_number,
+            digest=digest,
+            size_bytes=len(body),
+            master_digest=master,
+            created_at=now,
+        )
+
+    def read(self, spec: AdapterSpec, row: AdapterRow) -> Arrays:
+        """Return one version at rank r, float32; callers do not change the arrays.
+
+        Raises:
+            StorageError: The blob is missing or damaged.
+        """
+        with self._lock:
+            digest, arrays = self._last
+            if digest != row.master_digest:
+                body = self._blobs.read(row.master_digest)
+                arrays, _ = payload.decode(body, payload.adapter_shapes(spec, spec.r), "fp32")
+                self._last = (row.master_digest, arrays)
+            return arrays
+
+    def slice(self, spec: AdapterSpec, row: AdapterRow, assignment: AssignmentRow) -> bytes:
+        """Return the tensor body of one assignment, cut from its adapter version."""
+        arrays = cut_slice(self.read(spec, row), spec, indices_of(spec, assignment))
+        return payload.encode(arrays, spec.wire_dtype)
+
+
+def indices_of(spec: AdapterSpec, assignment: AssignmentRow) -> list[Indices]:
+    """Draw the ranks of an assignment again from its stored seed, one index set per layer."""
+    return draw_sketch(assignment.seed, spec.r, assignment.k, len(spec.layers))

@@ -1,0 +1,99 @@
+"""The tables of the server's database; :mod:`server.migrations` builds them."""
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Float,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+)
+
+metadata = MetaData()
+
+tasks = Table(
+    "tasks",
+    metadata,
+    Column("name", String(63), primary_key=True),
+    Column("spec", Text, nullable=False),
+    Column("seed", BigInteger, nullable=False),
+    Column("created_at", Float, nullable=False),
+)
+
+enrolment_tokens = Table(
+    "enrolment_tokens",
+    metadata,
+    Column("token_hash", String(64), primary_key=True),
+    Column("created_at", Float, nullable=False),
+)
+
+devices = Table(
+    "devices",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("name", String(100), nullable=False),
+    Column("token_hash", String(64), nullable=False, unique=True),
+    Column("enrolled_at", Float, nullable=False),
+)
+
+rounds = Table(
+    "rounds",
+    metadata,
+    Column("task", String(63), ForeignKey("tasks.name"), primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("state", String(10), nullable=False, index=True),
+    Column("opened_at", Float, nullable=False),
+    Column("stretch_at", Float, nullable=False),
+    Column("deadline_at", Float, nullable=False),
+    Column("adapter_version", Integer),
+)
+
+assignments = Table(
+    "assignments",
+    metadata,
+    Column("task", String(63), primary_key=True),
+    Column("round_number", Integer, primary_key=True, autoincrement=False),
+    Column("device_id", String(32), ForeignKey("devices.id"), primary_key=True),
+    Column("k", Integer, nullable=False),
+    Column("seed", BigInteger, nullable=False),
+    Column("adapter_version", Integer, nullable=False),
+    Column("assigned_at", Float, nullable=False),
+    Column("download_bytes", BigInteger, nullable=False),
+    ForeignKeyConstraint(["task", "round_number"], ["rounds.task", "rounds.number"]),
+    ForeignKeyConstraint(["task", "adapter_version"], ["adapters.task", "adapters.version"]),
+)
+
+updates = Table(
+    "updates",
+    metadata,
+    Column("task", String(63), primary_key=True),
+    Column("round_number", Integer, primary_key=True, autoincrement=False),
+    Column("device_id", String(32), primary_key=True),
+    Column("digest", String(64), nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("examples", BigInteger, nullable=False),
+    Column("loss", Float, nullable=False),
+    Column("seconds", Float, nullable=False),
+    Column("peak_rss_bytes", BigInteger, nullable=False),
+    Column("accepted_at", Float, nullable=False),
+    ForeignKeyConstraint(
+        ["task", "round_number", "device_id"],
+        ["assignments.task", "assignments.round_number", "assignments.device_id"],
+    ),
+)
+
+adapters = Table(
+    "adapters",
+    metadata,
+    Column("task", String(63), ForeignKey("tasks.name"), primary_key=True),
+    Column("version", Integer, primary_key=True, autoincrement=False),
+    Column("round_number", Integer, nullable=False),
+    Column("digest", String(64), nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("master_digest", String(64), nullable=False),
+    Column("created_at", Float, nullable=False),
+)
