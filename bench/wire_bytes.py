@@ -64,7 +64,10 @@ def _measure(scratch: Path, r: int) -> list[dict[str, Any]]:
     token = _server_command("token", "create", state=state)["enrolment_token"]
     command = [sys.executable, "-m", "server", "serve", "--state", str(state)]
     with subprocess.Popen(
-        [*command, "--port", "0", "--json"], stdout=subprocess.PIPE, text=True
+        [*command, "--port", "0", "--json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
     ) as server:
         try:
             address = json.loads(server.stdout.readline() if server.stdout else "")["url"]

@@ -15,6 +15,7 @@ import transformers
 from torch import nn
 
 from edge_sdk.errors import ModelError, WrongBaseModel
+from edge_sdk.heap import release_freed_memory
 from edge_sdk.memory import Quantization
 from edge_sdk.model_folder import read_config
 from edge_sdk.narrow_linear import store_as_bf16
@@ -93,6 +94,7 @@ def load_base(
             raise ModelError(
                 f"the base model in {folder} cannot be loaded as {quantization}: {error}"
             ) from error
+    release_freed_memory()
     model.config.pad_token_id = tokenizer.pad_token_id
     model.config.use_cache = False
     model.requires_grad_(False)

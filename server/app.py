@@ -13,7 +13,6 @@ from server import api, openapi, problems
 from server.blobs import BlobFolder
 from server.closer import Closer
 from server.coordinator import Clock, Coordinator
-from server.limits import DrainRefused
 from server.settings import Settings
 from server.state import open_state
 from server.store import Store
@@ -52,7 +51,6 @@ def _wire(settings: Settings, clock: Clock, store: Store, blobs: BlobFolder) -> 
     app = FastAPI(lifespan=lifespan)
     app.state.settings = settings
     app.state.coordinator = coordinator
-    app.add_middleware(DrainRefused)
     app.include_router(api.health)
     app.include_router(api.router)
     problems.install(app)

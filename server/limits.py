@@ -1,4 +1,4 @@
-"""Bodies are bounded before they are read, and a refused body does not break the connection."""
+"""Bodies are bounded before and while they are read."""
 
 from __future__ import annotations
 
@@ -8,14 +8,11 @@ from typing import Any
 
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Message, Receive
 
 from edge_sdk.errors import MalformedMessage, ServerBusy, TooLarge
 
 _IDLE_S = 60.0
-_DRAIN_BYTES = 64 * 1024 * 1024
-_DRAIN_S = 10.0
-_BAD_REQUEST = 400
 _MAX_DIGITS = 18
 
 
@@ -81,55 +78,3 @@ def _replay(body: bytes) -> Receive:
         return {"type": "http.request", "body": body, "more_body": False}
 
     return receive
-
-
-class DrainRefused:
-    """ASGI middleware that reads the rest of a body before an error is answered.
-
-    A server that answers and closes while the device still sends resets the connection, and the
-    device loses the answer that tells it what was wrong. What is read here is thrown away, up
-    to a bound of bytes and seconds.
-    """
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, and drain it if it is refused."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        is_complete = False
-
-        async def watched_receive() -> Message:
-            nonlocal is_complete
-            message = await receive()
-            is_complete = is_complete or _ends_body(message)
-            return message
-
-        async def draining_send(message: Message) -> None:
-            is_refusal = message["type"] == "http.response.start"
-            if is_refusal and message["status"] >= _BAD_REQUEST and not is_complete:
-                await _drain(watched_receive)
-            await send(message)
-
-        await self._app(scope, watched_receive, draining_send)
-
-
-def _ends_body(message: Message) -> bool:
-    return message["type"] == "http.disconnect" or not message.get("more_body", False)
-
-
-async def _drain(receive: Receive) -> None:
-    async def drain() -> None:
-        left = _DRAIN_BYTES
-        while left > 0:
-            message = await receive()
-            left -= len(message.get("body", b""))
-            if _ends_body(message):
-                return
-
-    try:
-        await asyncio.wait_for(drain(), _DRAIN_S)
-    except asyncio.TimeoutError:
-        return

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,8 +51,7 @@ def from_file(path: Path, size_bytes: int, digest: str) -> StreamingResponse:
     if found != size_bytes:
         file.close()
         raise StorageError(f"the tensor file {digest} was damaged on disk: restore it")
-    announced = base64.b64encode(bytes.fromhex(digest)).decode()
-    return _stream(file, size_bytes, f"sha-256=:{announced}:")
+    return _stream(file, size_bytes, payload.content_digest_of(digest))
 
 
 def _stream(file: IO[bytes], size_bytes: int, content_digest: str) -> StreamingResponse:

@@ -19,6 +19,9 @@ from edge_sdk.sketch import check_sizes
 PROTOCOL = 1
 """Version of messages, payloads and endpoints; both sides refuse any other."""
 
+MAX_COUNT = 2**53
+"""Largest integer that every JSON reader and database keeps exactly."""
+
 TaskType = Literal["CAUSAL_LM", "SEQ_CLS"]
 WireDtype = Literal["fp32", "bf16"]
 Optimizer = Literal["adamw", "sgd"]
@@ -176,7 +179,8 @@ class RoundPolicy:
 
     Attributes:
         rounds: Rounds until the task is finished.
-        cohort_size: Devices that get work in one round, at most.
+        cohort_size: Devices that get work in one round, at most; in a prolonged round those
+            that sent nothing give their place up to others, but may still submit.
         quorum: Accepted updates that close a round at once.
         min_updates: Updates a round needs at its deadline; with fewer it is prolonged.
         deadline_s: Length of a round in seconds.
@@ -279,10 +283,10 @@ class CheckIn:
     protocol: int = PROTOCOL
 
     def __post_init__(self) -> None:
-        if self.affordable_k < 1 or self.examples < 1:
+        if not (1 <= self.affordable_k <= MAX_COUNT and 1 <= self.examples <= MAX_COUNT):
             raise ConfigError(
-                f"affordable_k={self.affordable_k}, examples={self.examples}: both must be at "
-                "least 1; a device that can afford nothing does not check in"
+                f"affordable_k={self.affordable_k}, examples={self.examples}: both must be in "
+                f"1..{MAX_COUNT}; a device that can afford nothing does not check in"
             )
 
 
@@ -344,10 +348,15 @@ class UpdateReport:
     protocol: int = PROTOCOL
 
     def __post_init__(self) -> None:
-        if self.examples < 1:
-            raise ConfigError(f"examples={self.examples} must be at least 1")
-        if not all(math.isfinite(x) for x in (self.loss, self.seconds)):
-            raise ConfigError(f"loss={self.loss}, seconds={self.seconds} must be finite")
+        if not (1 <= self.examples <= MAX_COUNT and 0 <= self.peak_rss_bytes <= MAX_COUNT):
+            raise ConfigError(
+                f"examples={self.examples}, peak_rss_bytes={self.peak_rss_bytes}: must be in "
+                f"1..{MAX_COUNT} and 0..{MAX_COUNT}"
+            )
+        if not (math.isfinite(self.loss) and math.isfinite(self.seconds) and self.seconds >= 0):
+            raise ConfigError(
+                f"loss={self.loss}, seconds={self.seconds}: must be finite, and no time negative"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

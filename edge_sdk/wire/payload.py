@@ -60,7 +60,12 @@ def digest(body: bytes) -> str:
 
 def content_digest(body: bytes) -> str:
     """Return the ``Content-Digest`` header of a body (RFC 9530)."""
-    return f"sha-256=:{base64.b64encode(hashlib.sha256(body).digest()).decode()}:"
+    return content_digest_of(digest(body))
+
+
+def content_digest_of(hex_digest: str) -> str:
+    """Return the ``Content-Digest`` header for a SHA-256 of 64 hex digits."""
+    return f"sha-256=:{base64.b64encode(bytes.fromhex(hex_digest)).decode()}:"
 
 
 def check_content_digest(body: bytes, header: str | None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -154,3 +155,11 @@ def in_parallel(calls):
     for thread in threads:
         thread.join()
     return results
+
+
+def wait_until(is_true, seconds=20.0):
+    """Look again and again until it is so."""
+    until = time.monotonic() + seconds
+    while not is_true():
+        assert time.monotonic() < until, "it did not happen in time"
+        time.sleep(0.01)

@@ -6,14 +6,7 @@ import pytest
 
 from server.closer import Closer
 from server.coordinator import Coordinator
-from tests.server.tasks import tiny_spec
-
-
-def wait_until(is_true, seconds=20.0):
-    until = time.monotonic() + seconds
-    while not is_true():
-        assert time.monotonic() < until, "it did not happen in time"
-        time.sleep(0.01)
+from tests.server.tasks import tiny_spec, wait_until
 
 
 @pytest.fixture

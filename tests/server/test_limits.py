@@ -5,7 +5,7 @@ from fastapi import Request
 
 from edge_sdk.errors import MalformedMessage, ServerBusy, TooLarge
 from server import limits
-from server.limits import DrainRefused, bounded_chunks
+from server.limits import bounded_chunks
 
 
 class Sender:
@@ -73,38 +73,3 @@ def test_a_sender_that_stands_still_is_let_go(monkeypatch):
     monkeypatch.setattr(limits, "_IDLE_S", 0.05)
     with pytest.raises(ServerBusy, match="no byte"):
         read(Sender(b"abc", stalls=True), 5)
-
-
-def drained_by(status: int, sender: Sender, reads_itself: bool = False) -> list[dict]:
-    """Run the middleware around an application that answers with this status."""
-    sent = []
-
-    async def app(scope, receive, send):
-        while reads_itself and (await receive())["more_body"]:
-            pass
-        await send({"type": "http.response.start", "status": status, "headers": []})
-        await send({"type": "http.response.body", "body": b""})
-
-    async def send(message):
-        sent.append((message, sender.taken))
-
-    asyncio.run(DrainRefused(app)({"type": "http"}, sender, send))
-    return sent
-
-
-def test_a_refused_body_is_read_to_its_end_before_the_answer():
-    sent = drained_by(403, Sender(b"a", b"b", b"c"))
-    assert sent[0][1] == 3
-
-
-def test_a_body_that_was_read_or_is_not_refused_is_left_alone():
-    assert drained_by(403, Sender(b"a", b"b"), reads_itself=True)[-1][1] == 2
-    assert drained_by(200, Sender(b"a", b"b"))[-1][1] == 0
-
-
-def test_draining_ends_at_its_bounds(monkeypatch):
-    monkeypatch.setattr(limits, "_DRAIN_BYTES", 3)
-    assert drained_by(403, Sender(b"ab", b"cd", b"ef", b"gh"))[0][1] == 2
-    monkeypatch.setattr(limits, "_DRAIN_S", 0.05)
-    monkeypatch.setattr(limits, "_DRAIN_BYTES", 100)
-    assert len(drained_by(403, Sender(b"ab", stalls=True))) == 2

@@ -1,4 +1,4 @@
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -152,17 +152,19 @@ BAD_BODIES = {
     ),
     "half a report": (lambda spec: body_with(spec, report={"examples": 1}), MalformedMessage),
     "no examples": (
-        lambda spec: body_with(
-            spec, report={"examples": 0, "loss": 1.0, "seconds": 1.0, "peak_rss_bytes": 1}
-        ),
+        lambda spec: body_with(spec, report={**asdict(REPORT), "examples": 0}),
         MalformedMessage,
     ),
     "uncountable examples": (
-        lambda spec: body_with(spec, report=replace(REPORT, examples=2**53 + 1)),
+        lambda spec: body_with(spec, report={**asdict(REPORT), "examples": 2**53 + 1}),
         MalformedMessage,
     ),
     "negative memory": (
-        lambda spec: body_with(spec, report=replace(REPORT, peak_rss_bytes=-1)),
+        lambda spec: body_with(spec, report={**asdict(REPORT), "peak_rss_bytes": -1}),
+        MalformedMessage,
+    ),
+    "negative time": (
+        lambda spec: body_with(spec, report={**asdict(REPORT), "seconds": -1.0}),
         MalformedMessage,
     ),
     "other protocol": (
