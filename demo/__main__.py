@@ -22,7 +22,7 @@ from demo import screen, smollm2, trec
 from demo.processes import Processes
 from edge_sdk.device import probe
 from edge_sdk.errors import EdgeError
-from edge_sdk.memory import adapter_parameters
+from edge_sdk.memory import activation_bytes, adapter_parameters
 from edge_sdk.model_folder import read_config
 from edge_sdk.model_shape import read_shape
 from edge_sdk.plan import Workload
@@ -31,8 +31,8 @@ from edge_sdk.quantities import format_bytes
 FOLDER = Path(".demo")
 TASK = "question-types"
 RANK = 16
-ROUNDS = 6
-LOCAL_STEPS = 10
+ROUNDS = 5
+LOCAL_STEPS = 8
 BATCH_SIZE = 8
 MAX_LENGTH = 32
 LOCAL_LR = 1e-3
@@ -148,7 +148,7 @@ def _budgets(model: Path) -> dict[str, int]:
         layers=shape.target_layers(shape.default_targets),
         r=RANK,
         quantization="nf4",
-        compute_bytes=2 if probe().has_native_bf16 else 4,
+        compute_bytes=activation_bytes("nf4", probe().has_native_bf16),
         batch_size=BATCH_SIZE,
         length=MAX_LENGTH,
         predicted=min(MAX_LENGTH, BATCH_SIZE * TOKENS_LEARNED),

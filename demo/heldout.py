@@ -5,18 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import replace
 from pathlib import Path
+
+import numpy as np
 
 from demo.trec import LABEL_WORDS
 from edge_sdk.base_model import load_base
-from edge_sdk.data import load_examples
-from edge_sdk.evaluation import choice_accuracy, completion_loss
+from edge_sdk.evaluation import choice_scores
 from edge_sdk.generation import load_with_adapter
 from edge_sdk.model_folder import weights_digest
 from edge_sdk.wire.messages import BaseModel
-
-MAX_LENGTH = 256
 
 
 def main() -> None:
@@ -36,19 +34,15 @@ def main() -> None:
         base = load_base(options.model, spec, "nf4", options.threads)
     else:
         base = load_with_adapter(options.model, options.adapter, "nf4", options.threads)
-    examples = [
-        replace(example, tokens=example.tokens[:-1], is_learned=example.is_learned[:-1])
-        for example in load_examples(options.heldout, base.tokenizer, spec, MAX_LENGTH)
-    ]
     records = [json.loads(line) for line in options.heldout.read_text("utf-8").splitlines()]
-    accuracy = choice_accuracy(
-        base,
-        [record["prompt"] for record in records],
-        [record["completion"] for record in records],
-        list(LABEL_WORDS.values()),
-    )
-    loss = completion_loss(base, examples)
-    result = {"examples": len(examples), "loss": loss, "accuracy": accuracy}
+    words = list(LABEL_WORDS.values())
+    scores = choice_scores(base, [record["prompt"] for record in records], words)
+    right = np.array([words.index(record["completion"]) for record in records])
+    result = {
+        "examples": len(records),
+        "loss": -float(np.mean(scores[np.arange(len(right)), right])),
+        "accuracy": float(np.mean(scores.argmax(axis=1) == right)),
+    }
     sys.stdout.write(json.dumps(result) + "\n")
 
 

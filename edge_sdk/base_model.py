@@ -14,6 +14,7 @@ import torch
 import transformers
 from torch import nn
 
+from edge_sdk.device import has_native_bf16
 from edge_sdk.errors import ModelError, WrongBaseModel
 from edge_sdk.heap import release_freed_memory
 from edge_sdk.memory import Quantization
@@ -21,7 +22,6 @@ from edge_sdk.model_folder import read_config
 from edge_sdk.narrow_linear import store_as_bf16
 from edge_sdk.wire.messages import AdapterSpec, BaseModel
 
-_NATIVE_BF16 = frozenset({"avx512_bf16", "amx_bf16"})
 _LOAD_ERRORS = (
     ImportError,
     KeyError,
@@ -123,21 +123,17 @@ def load_tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
-def choose_compute_dtype(device: torch.device, cpu_flags: str | None = None) -> torch.dtype:
+def choose_compute_dtype(device: torch.device) -> torch.dtype:
     """Return bf16 where the hardware multiplies bf16, else fp32.
 
     Emulated, a bf16 multiplication on a CPU is several times slower than one in fp32, and fp16
     overflows without loss scaling.
-
-    Args:
-        device: Where the model will compute.
-        cpu_flags: Content of ``/proc/cpuinfo``; None reads it.
     """
     if device.type == "cuda":
         is_native = torch.cuda.get_device_capability(device) >= (8, 0)
-        return torch.bfloat16 if is_native else torch.float32
-    flags = _cpu_flags() if cpu_flags is None else cpu_flags
-    return torch.bfloat16 if _NATIVE_BF16 & set(flags.split()) else torch.float32
+    else:
+        is_native = has_native_bf16()
+    return torch.bfloat16 if is_native else torch.float32
 
 
 def verify_layers(loaded: LoadedBase, adapter: AdapterSpec) -> None:
@@ -172,13 +168,6 @@ def _describe(module: nn.Module | None, found: tuple[int | None, int | None]) ->
     if module is None:
         return "nothing"
     return f"a {type(module).__name__}" + (f" ({found[0]} -> {found[1]})" if found[0] else "")
-
-
-def _cpu_flags() -> str:
-    try:
-        return Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return ""
 
 
 def _load_model(

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from edge_sdk.errors import ConfigError, EdgeError
 from edge_sdk.identity import default_state_folder
-from edge_sdk.memory import Quantization
+from edge_sdk.memory import Quantization, activation_bytes
 from edge_sdk.quantities import format_bytes, parse_bytes
 
 _out = Console(soft_wrap=True)
@@ -72,7 +72,7 @@ def _plan(options: argparse.Namespace) -> None:
         layers=shape.target_layers(options.target or shape.default_targets),
         r=options.rank,
         quantization=options.quantization,
-        compute_bytes=2 if report.has_native_bf16 else 4,
+        compute_bytes=activation_bytes(options.quantization, report.has_native_bf16),
         batch_size=options.batch_size,
         length=options.max_length,
         predicted=options.max_length,

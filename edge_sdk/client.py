@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, TypeVar
 from edge_sdk.device import peak_rss_bytes, probe
 from edge_sdk.errors import ConfigError, RoundClosed, ServerBusy, ServerUnreachable, WrongBaseModel
 from edge_sdk.identity import Identity, default_state_folder, load_identity, save_identity
-from edge_sdk.memory import Quantization
+from edge_sdk.memory import Quantization, activation_bytes
 from edge_sdk.model_folder import find_model, read_config, weights_digest
 from edge_sdk.model_shape import read_shape
 from edge_sdk.peft_folder import write_peft_folder
 from edge_sdk.plan import Plan, Workload, make_plan, memory_budget
 from edge_sdk.transport import Transport
 from edge_sdk.wire.messages import Assignment, CheckIn, TaskSpec, UpdateReport, encode_message
-from edge_sdk.wire.payload import adapter_shapes, decode, encode
+from edge_sdk.wire.payload import adapter_shapes, decode, dense_bytes, encode
 
 if TYPE_CHECKING:
     from edge_sdk.base_model import LoadedBase
@@ -79,6 +79,7 @@ class RoundResult:
         loss: Mean training loss over the local steps.
         upload_bytes: Bodies sent in this round.
         download_bytes: Bodies received in this round.
+        dense_bytes: The part of each that is a classifier's head and does not follow k.
         training_s: Wall time of the local steps.
         peak_rss_bytes: Peak memory of this process so far.
         counted: Whether the update came in time.
@@ -89,6 +90,7 @@ class RoundResult:
     loss: float
     upload_bytes: int
     download_bytes: int
+    dense_bytes: int
     training_s: float
     peak_rss_bytes: int
     counted: bool
@@ -163,7 +165,7 @@ class EdgeClient:
             layers=task.adapter.layers,
             r=task.adapter.r,
             quantization=self._quantization,
-            compute_bytes=2 if report.has_native_bf16 else 4,
+            compute_bytes=activation_bytes(self._quantization, report.has_native_bf16),
             batch_size=task.training.batch_size,
             length=length,
             predicted=predicted,
@@ -262,6 +264,7 @@ class EdgeClient:
             loss=result.loss,
             upload_bytes=transport.uploaded_bytes - before[0],
             download_bytes=transport.downloaded_bytes - before[1],
+            dense_bytes=dense_bytes(task.adapter),
             training_s=result.seconds,
             peak_rss_bytes=report.peak_rss_bytes,
             counted=counted,

@@ -52,7 +52,7 @@ def probe(root: Path = Path("/")) -> DeviceReport:
         memory_available_bytes=available,
         memory_source=source,
         cores=_cores(root),
-        has_native_bf16=_has_native_bf16(root),
+        has_native_bf16=has_native_bf16(root),
     )
 
 
@@ -120,10 +120,11 @@ def _cpu_quota(folder: Path) -> float | None:
     return quota / period if quota and period and quota > 0 else None
 
 
-def _has_native_bf16(root: Path) -> bool:
+def has_native_bf16(root: Path = Path("/")) -> bool:
+    """Say whether the CPU multiplies bfloat16 in hardware, as far as Linux tells."""
     for line in _lines(root / "proc/cpuinfo"):
-        if line.startswith(("flags", "Features")):
-            return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(line.split()))
+        if line.startswith("flags"):
+            return bool({"avx512_bf16", "amx_bf16"} & set(line.split()))
     return False
 
 

@@ -13,7 +13,7 @@ from edge_sdk.errors import AdapterError, ConfigError, DataError, WrongBaseModel
 from edge_sdk.lora import attach, check_slices
 from edge_sdk.memory import Quantization
 from edge_sdk.model_folder import read_config, weights_digest
-from edge_sdk.peft_folder import read_peft_config, read_peft_tensors
+from edge_sdk.peft_folder import read_labels, read_peft_config, read_peft_tensors
 from edge_sdk.sketch import lora_scaling
 from edge_sdk.tokenization import chat_prompt, start_ids
 from edge_sdk.wire.messages import AdapterSpec, BaseModel, DenseSpec, LayerSpec
@@ -42,7 +42,9 @@ def load_with_adapter(
     """
     config, tensors = read_peft_config(adapter_folder), read_peft_tensors(adapter_folder)
     adapter = _read_adapter(adapter_folder, config, tensors)
-    base = load_base(folder, _read_base(folder, config, adapter), quantization, threads)
+    labels = read_labels(adapter_folder)
+    spec = _read_base(folder, config, adapter, labels)
+    base = load_base(folder, spec, quantization, threads)
     try:
         verify_layers(base, adapter)
     except WrongBaseModel as error:
@@ -159,11 +161,14 @@ def _read_adapter(folder: Path, config: dict[str, Any], tensors: Arrays) -> Adap
     return adapter
 
 
-def _read_base(folder: Path, config: dict[str, Any], adapter: AdapterSpec) -> BaseModel:
+def _read_base(
+    folder: Path, config: dict[str, Any], adapter: AdapterSpec, labels: Sequence[str]
+) -> BaseModel:
     task_type = config.get("task_type")
     if task_type not in ("CAUSAL_LM", "SEQ_CLS"):
         raise AdapterError(f"the adapter is for task type {task_type!r}, not CAUSAL_LM or SEQ_CLS")
-    labels = _labels(folder, adapter) if task_type == "SEQ_CLS" else []
+    if task_type == "SEQ_CLS":
+        labels = _labels(folder, adapter, labels)
     return BaseModel(
         model=str(folder),
         digest=weights_digest(folder),
@@ -172,11 +177,15 @@ def _read_base(folder: Path, config: dict[str, Any], adapter: AdapterSpec) -> Ba
     )
 
 
-def _labels(folder: Path, adapter: AdapterSpec) -> Sequence[str]:
-    """Return the base model's class names if it has as many as the adapter's head, else numbers."""
+def _labels(folder: Path, adapter: AdapterSpec, labels: Sequence[str]) -> Sequence[str]:
+    """Return as many class names as the head has: the task's, the base model's, or numbers."""
     if not adapter.dense:
         raise AdapterError("the adapter is for a sequence classifier but holds no head")
     classes = adapter.dense[-1].shape[0]  # by name, a head's output layer comes last
+    if labels:
+        if len(labels) != classes:
+            raise AdapterError(f"the adapter's task names {len(labels)} labels for {classes}")
+        return labels
     known = read_config(folder).get("id2label")
     if isinstance(known, dict) and len(known) == classes:
         return [str(known[key]) for key in sorted(known, key=int)]

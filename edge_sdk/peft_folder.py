@@ -12,12 +12,13 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from edge_sdk.errors import AdapterError, StorageError
-from edge_sdk.wire.messages import TaskSpec
+from edge_sdk.errors import AdapterError, MalformedMessage, StorageError
+from edge_sdk.wire.messages import TaskSpec, decode_message, encode_message
 from edge_sdk.wire.payload import Arrays
 
 CONFIG_FILE = "adapter_config.json"
 TENSOR_FILE = "adapter_model.safetensors"
+TASK_FILE = "edge_sdk_task.json"  # ignored by PEFT; keeps class names and where it came from
 _PREFIX = "base_model.model."
 
 
@@ -28,7 +29,7 @@ def write_peft_folder(folder: Path, task: TaskSpec, adapter: Arrays, base_path: 
     (``alpha * sqrt(r) / r = alpha / sqrt(r)``), because common converters ignore the flag.
 
     Args:
-        folder: Created if missing; the two files are replaced atomically.
+        folder: Created if missing; each file is replaced atomically.
         task: Where names, rank and scaling come from.
         adapter: Every tensor of ``adapter_shapes(task.adapter, r)``, float32.
         base_path: What PEFT shall load as the base model: hub id or folder.
@@ -42,6 +43,7 @@ def write_peft_folder(folder: Path, task: TaskSpec, adapter: Arrays, base_path: 
         folder.mkdir(parents=True, exist_ok=True)
         _replace(folder / TENSOR_FILE, safetensors.numpy.save(tensors, {"format": "pt"}))
         _replace(folder / CONFIG_FILE, config.encode())
+        _replace(folder / TASK_FILE, encode_message(task))
     except OSError as error:
         raise StorageError(f"the adapter cannot be written to {folder}: {error}") from error
 
@@ -78,6 +80,21 @@ def read_peft_tensors(folder: Path) -> Arrays:
     except (OSError, ValueError, safetensors.SafetensorError) as error:
         raise AdapterError(f"{path} cannot be read: {error}") from error
     return {_wire_name(name): array.astype(np.float32) for name, array in tensors.items()}
+
+
+def read_labels(folder: Path) -> list[str]:
+    """Return the class names of the task that made a PEFT folder; empty if it does not say.
+
+    Raises:
+        AdapterError: The folder's task file is damaged.
+    """
+    path = folder / TASK_FILE
+    try:
+        return decode_message(TaskSpec, path.read_bytes()).base.labels
+    except FileNotFoundError:
+        return []
+    except (OSError, MalformedMessage) as error:
+        raise AdapterError(f"{path} cannot be read: {error}") from error
 
 
 def _peft_name(name: str, task: TaskSpec) -> str:

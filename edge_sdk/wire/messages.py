@@ -22,6 +22,9 @@ PROTOCOL = 1
 MAX_COUNT = 2**53
 """Largest integer that every JSON reader and database keeps exactly."""
 
+MAX_STEP_SIZE = 1e30
+"""Largest step size that float32 arithmetic can take at all."""
+
 TaskType = Literal["CAUSAL_LM", "SEQ_CLS"]
 WireDtype = Literal["fp32", "bf16"]
 Optimizer = Literal["adamw", "sgd"]
@@ -167,8 +170,8 @@ class TrainingSpec:
         for name in ("local_steps", "batch_size", "max_length"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)} must be at least 1")
-        if not (math.isfinite(self.local_lr) and self.local_lr > 0):
-            raise ConfigError(f"local_lr={self.local_lr} must be a positive number")
+        if not 0 < self.local_lr <= MAX_STEP_SIZE:
+            raise ConfigError(f"local_lr={self.local_lr} must be in 0..{MAX_STEP_SIZE}, above 0")
         if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
             raise ConfigError(f"weight_decay={self.weight_decay} must be 0 or more")
 
@@ -208,8 +211,8 @@ class RoundPolicy:
             )
         if not (math.isfinite(self.deadline_s) and self.deadline_s > 0):
             raise ConfigError(f"deadline_s={self.deadline_s} must be a positive number of seconds")
-        if not (math.isfinite(self.server_lr) and self.server_lr > 0):
-            raise ConfigError(f"server_lr={self.server_lr} must be a positive number")
+        if not 0 < self.server_lr <= MAX_STEP_SIZE:
+            raise ConfigError(f"server_lr={self.server_lr} must be in 0..{MAX_STEP_SIZE}, above 0")
         if not self.sketch_sizes:
             raise ConfigError("the task needs at least one sketch size k")
 

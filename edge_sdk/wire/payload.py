@@ -44,6 +44,12 @@ def adapter_shapes(adapter: AdapterSpec, k: int) -> Shapes:
     return shapes
 
 
+def dense_bytes(adapter: AdapterSpec) -> int:
+    """Return the bytes of the dense parameters in a body: the part that does not follow k."""
+    item_bytes = int(_NUMBERS[adapter.wire_dtype].itemsize)
+    return item_bytes * sum(math.prod(dense.shape) for dense in adapter.dense)
+
+
 def body_limit(adapter: AdapterSpec, k: int) -> int:
     """Return the most bytes a well-formed body at rank ``k`` can have, headers included."""
     shapes = adapter_shapes(adapter, k)

@@ -12,7 +12,6 @@ from edge_sdk.base_model import load_base
 from edge_sdk.cli import main
 from edge_sdk.client import EdgeClient
 from edge_sdk.data import load_examples
-from edge_sdk.device import probe
 from edge_sdk.errors import (
     ConfigError,
     DataError,
@@ -119,6 +118,35 @@ def test_fleet_learns_together_and_the_adapter_comes_home(
     assert json.loads(capsys.readouterr().out)["completion"].strip() in {"one", "two", "three"}
 
 
+def test_classifier_learns_through_the_same_path_and_its_head_is_counted_apart(
+    server, token, tmp_path, tiny_bert, capsys
+):
+    server.command(
+        *("task", "create", "colours", "--model", str(tiny_bert), "--task-type", "SEQ_CLS"),
+        *("--label", "warm", "cold", "--rank", "4", "--sketch-sizes", "2", "--rounds", "2"),
+        *("--cohort-size", "1", "--local-steps", "20", "--local-lr", "0.02"),
+    )
+    texts = {"what is red": "warm", "what is blue": "cold", "who was red": "warm", "a blue": "cold"}
+    records = [{"text": text, "label": label} for text, label in texts.items()]
+    client = EdgeClient(
+        data=write_jsonl(tmp_path / "data.jsonl", records),
+        server=server.address,
+        enrolment_token=token,
+        state_folder=tmp_path / "state",
+        task="colours",
+        quantization="fp32",
+        threads=1,
+    )
+    first, second = client.rounds()
+    assert second.loss < first.loss
+    assert first.dense_bytes == 4 * (2 * 32 + 2)
+    client.pull(tmp_path / "adapter")
+    words = ["infer", "was blue", "--adapter", str(tmp_path / "adapter"), "--json"]
+    assert main([*words, "--quantization", "fp32"]) == 0
+    scores = json.loads(capsys.readouterr().out)
+    assert scores["cold"] > scores["warm"]
+
+
 def _budget(model: Path, longest: int, k: int) -> int:
     """Return exactly what a device needs for ``k`` ranks, by the planner's own numbers."""
     shape = read_shape(read_config(model))
@@ -127,7 +155,7 @@ def _budget(model: Path, longest: int, k: int) -> int:
         layers=shape.target_layers(shape.default_targets),
         r=8,
         quantization="fp32",
-        compute_bytes=2 if probe().has_native_bf16 else 4,
+        compute_bytes=4,  # of an fp32 base
         batch_size=8,
         length=longest,
         predicted=longest,
@@ -171,6 +199,7 @@ def test_other_base_model_is_refused_before_anything_is_loaded(server, token, da
         data=data["ada"],
         server=server.address,
         enrolment_token=token,
+        task="words",
         state_folder=tmp_path / "new",
         model=str(other),
     )
@@ -183,6 +212,7 @@ def test_budget_too_small_for_one_rank_says_how_much_is_missing(server, token, d
         data=data["ada"],
         server=server.address,
         enrolment_token=token,
+        task="words",
         state_folder=tmp_path / "new",
         memory_budget_bytes=10_000_000,
     )
@@ -195,7 +225,11 @@ def test_broken_data_is_refused_before_the_device_checks_in(server, token, tmp_p
     path = tmp_path / "data.jsonl"
     path.write_text('{"prompt": "what", "completion": " one"}\n{"prompt": \n')
     client = EdgeClient(
-        data=path, server=server.address, enrolment_token=token, state_folder=tmp_path / "new"
+        data=path,
+        server=server.address,
+        enrolment_token=token,
+        task="words",
+        state_folder=tmp_path / "new",
     )
     with pytest.raises(DataError, match=r"data\.jsonl:2"):
         next(client.rounds())

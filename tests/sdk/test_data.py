@@ -48,12 +48,17 @@ def split(tokenizer, example: Example) -> tuple[str, str]:
     )
 
 
-def bytes_tokenizer(*merges: tuple[str, str], bos: bool = False, chat_template: str | None = None):
+def bytes_tokenizer(
+    *merges: tuple[str, str],
+    bos: bool = False,
+    chat_template: str | None = None,
+    prefix: bool = False,
+):
     """A byte-level BPE with chosen merges, as most models have, optionally with a begin token."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     names = ["<pad>", "<s>", "</s>", *letters, *("".join(merge) for merge in merges)]
     backend = Tokenizer(models.BPE({name: i for i, name in enumerate(names)}, list(merges)))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix, use_regex=False)
     backend.decoder = decoders.ByteLevel()
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend, pad_token="<pad>", bos_token="<s>", eos_token="</s>"
@@ -144,6 +149,13 @@ def test_no_token_reaches_across_the_boundary_to_the_completion():
     assert len(whole) == 2
     assert [tokenizer.decode([x]) for x in found.ids] == ["x", "a", "b"]
     assert found.is_learned == [False, False, True]
+
+
+def test_no_space_slips_in_at_the_boundary_where_the_tokenizer_puts_one_before_every_text():
+    tokenizer = bytes_tokenizer(prefix=True)
+    found = tokenize(tokenizer, [Part("ab", is_learned=False), Part("c", is_learned=True)])
+    assert tokenizer.decode(found.ids) == " abc"
+    assert found.is_learned == [False, False, False, True]
 
 
 def test_a_merge_within_the_completion_is_kept():

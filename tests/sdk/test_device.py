@@ -82,7 +82,7 @@ def test_cpu_quota_limits_the_cores(tmp_path):
 
 @pytest.mark.parametrize(
     ("flags", "native"),
-    [("flags : avx2 avx512f", False), ("flags : avx512_bf16", True), ("Features : bf16", True)],
+    [("flags : avx2 avx512f", False), ("flags : avx512_bf16", True), ("flags : amx_bf16", True)],
 )
 def test_native_bf16_is_read_from_the_cpu_flags(tmp_path, flags, native):
     assert probe(write(tmp_path, {"proc/cpuinfo": flags + "\n"})).has_native_bf16 is native

@@ -192,19 +192,31 @@ def test_a_classifier_gives_probabilities_by_label(tiny_bert, tmp_path, loaded_b
     ids = torch.tensor([base.tokenizer("what is the city")["input_ids"]])
     with torch.no_grad():
         expected = base.model(input_ids=ids).logits[0].softmax(-1).tolist()
-    assert list(scores) == ["0", "1", "2"]
+    assert list(scores) == ["red", "green", "blue"]
     assert list(scores.values()) == pytest.approx(expected)
     assert list(classify(loaded_bert, "what")) == ["red", "green", "blue"]
 
 
-def test_class_names_come_from_the_base_model_where_it_has_them(tiny_bert, tmp_path):
+def test_class_names_of_a_foreign_adapter_come_from_the_base_model_or_are_numbers(
+    tiny_bert, tmp_path
+):
+    write_adapter(tmp_path / "adapter", tiny_bert, classifier_spec())
+    (tmp_path / "adapter" / "edge_sdk_task.json").unlink()
+    base = load_with_adapter(tiny_bert, tmp_path / "adapter", "fp32", threads=1)
+    assert list(classify(base, "what")) == ["0", "1", "2"]
     folder = Path(shutil.copytree(tiny_bert, tmp_path / "named"))
     config = json.loads((folder / "config.json").read_text())
     config["id2label"] = {"0": "a", "1": "b", "2": "c"}
     (folder / "config.json").write_text(json.dumps(config))
-    write_adapter(tmp_path / "adapter", tiny_bert, classifier_spec())
     base = load_with_adapter(folder, tmp_path / "adapter", "fp32", threads=1)
     assert list(classify(base, "what")) == ["a", "b", "c"]
+
+
+def test_a_damaged_task_file_is_an_adapter_error(tiny_bert, tmp_path):
+    write_adapter(tmp_path, tiny_bert, classifier_spec())
+    (tmp_path / "edge_sdk_task.json").write_text("{")
+    with pytest.raises(AdapterError, match=r"edge_sdk_task\.json"):
+        load_with_adapter(tiny_bert, tmp_path, "fp32", threads=1)
 
 
 def test_a_request_the_model_cannot_serve_is_refused(loaded_llama, loaded_bert):

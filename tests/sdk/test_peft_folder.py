@@ -57,6 +57,7 @@ def test_writing_twice_replaces_the_files_and_leaves_nothing_else(folder, tiny_l
     assert sorted(path.name for path in folder.iterdir()) == [
         "adapter_config.json",
         "adapter_model.safetensors",
+        "edge_sdk_task.json",
     ]
     found = read_peft_tensors(folder)
     assert all(np.array_equal(found[name], newer[name]) for name in newer)
