@@ -30,6 +30,7 @@ def main() -> int:
     path = json_path(__doc__)
     if not SUMMARY.is_file():
         raise SystemExit(f"{SUMMARY} is missing: run make demo first")
+    transformers.utils.logging.disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning)
     summary = json.loads(SUMMARY.read_text(encoding="utf-8"))
     ours = summary["heldout"]["loss_after"]

@@ -31,7 +31,7 @@ from edge_sdk.quantities import format_bytes
 FOLDER = Path(".demo")
 TASK = "question-types"
 RANK = 16
-ROUNDS = 5
+ROUNDS = 6
 LOCAL_STEPS = 8
 BATCH_SIZE = 8
 MAX_LENGTH = 32
@@ -113,7 +113,7 @@ def _demo(console: Console) -> None:
     console.print(screen.fleet_table(summary["devices"], budgets, full))
     console.print(f"{ROUNDS} rounds took {outcome.seconds:.0f} s. Summary: {FOLDER}/summary.json")
     console.print(f"The adapter is a PEFT folder: {adapter}. Try it:")
-    console.print(_try_line(model, adapter), soft_wrap=True, highlight=False, markup=False)
+    console.print(_try_line(adapter), soft_wrap=True, highlight=False, markup=False)
 
 
 def _start_server(processes: Processes, model: Path) -> tuple[str, str]:
@@ -238,6 +238,7 @@ def _summary(
         "global_rank": RANK,
         "heldout": {
             "examples": after["examples"],
+            "loss_of": "the answer word given its question, on the 4-bit (NF4) base",
             "loss_before": before["loss"],
             "loss_after": after["loss"],
             "accuracy_before": before["accuracy"],
@@ -264,12 +265,9 @@ def _full_rank_bytes(model: Path) -> int:
     return 4 * adapter_parameters(shape.target_layers(shape.default_targets), RANK)
 
 
-def _try_line(model: Path, adapter: Path) -> str:
-    prompt = trec.PROMPT.format(question="Who wrote Hamlet ?")
-    return (
-        f"  .venv/bin/edge-sdk infer --model {model} --adapter {adapter} "
-        f"--max-new-tokens 3 {json.dumps(prompt)}"
-    )
+def _try_line(adapter: Path) -> str:
+    prompt = trec.PROMPT.format(question="Who wrote Hamlet ?").replace("\n", "\\n")
+    return f"  .venv/bin/edge-sdk infer --adapter {adapter} --max-new-tokens 3 $'{prompt}'"
 
 
 if __name__ == "__main__":

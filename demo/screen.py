@@ -31,25 +31,37 @@ def live_rounds(console: Console, devices: Sequence[str], rounds: int) -> Iterat
     seen: dict[int, dict[str, Mapping[str, Any]]] = {}
     finished: dict[int, float] = {}
 
-    def table() -> Table:
-        table = Table("round", *(f"{name}: k, loss" for name in devices), "up", "down", "s")
-        for number in sorted(seen):
-            table.add_row(*_row(number, rounds, devices, seen[number], finished.get(number)))
-        return table
+    def record(name: str, event: Mapping[str, Any], seconds: float) -> int:
+        number = int(event["round_number"])
+        seen.setdefault(number, {})[name] = event
+        if len(seen[number]) == len(devices):
+            finished[number] = seconds
+        return number
 
-    with Live(table(), console=console, auto_refresh=False) as live:
+    def row(number: int) -> list[str]:
+        return _row(number, rounds, devices, seen[number], finished.get(number))
 
-        def show(name: str, event: Mapping[str, Any], seconds: float) -> None:
-            number = int(event["round_number"])
-            seen.setdefault(number, {})[name] = event
-            if len(seen[number]) == len(devices):
-                finished[number] = seconds
-                if not console.is_terminal:
-                    row = _row(number, rounds, devices, seen[number], seconds)
-                    console.print("  ".join(["round", *row]))
-            live.update(table(), refresh=console.is_terminal)
+    if not console.is_terminal:
 
-        yield show
+        def show_line(name: str, event: Mapping[str, Any], seconds: float) -> None:
+            number = record(name, event, seconds)
+            if number in finished:
+                console.print("  ".join(cell.rjust(9) for cell in row(number)))
+
+        console.print("  ".join(cell.rjust(9) for cell in ("round", *devices, "up", "down", "s")))
+        yield show_line
+        return
+
+    with Live(console=console, auto_refresh=False) as live:
+
+        def show_table(name: str, event: Mapping[str, Any], seconds: float) -> None:
+            record(name, event, seconds)
+            table = Table("round", *(f"{name}\nk, loss" for name in devices), "up", "down", "s")
+            for number in sorted(seen):
+                table.add_row(*row(number))
+            live.update(table, refresh=True)
+
+        yield show_table
 
 
 def _row(
@@ -93,6 +105,7 @@ def fleet_table(
     table = Table("device", "budget", "peak memory", "k", title="What each device spent")
     for title in ("sent", "received", "both, of full rank"):
         table.add_column(title, justify="right")
+    all_sent = all_received = all_full = 0
     for device in devices:
         sent, received = sum(device["upload_bytes"]), sum(device["download_bytes"])
         full = 2 * full_rank_bytes * len(device["upload_bytes"])
@@ -105,4 +118,8 @@ def fleet_table(
             format_bytes(received),
             f"{(sent + received) / full:.0%}",
         )
+        all_sent, all_received, all_full = all_sent + sent, all_received + received, all_full + full
+    share = f"{(all_sent + all_received) / all_full:.0%}"
+    table.add_section()
+    table.add_row("all", "", "", "", format_bytes(all_sent), format_bytes(all_received), share)
     return table

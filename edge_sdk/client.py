@@ -21,7 +21,7 @@ from edge_sdk.peft_folder import write_peft_folder
 from edge_sdk.plan import Plan, Workload, make_plan, memory_budget
 from edge_sdk.transport import Transport
 from edge_sdk.wire.messages import Assignment, CheckIn, TaskSpec, UpdateReport, encode_message
-from edge_sdk.wire.payload import adapter_shapes, decode, dense_bytes, encode
+from edge_sdk.wire.payload import Arrays, adapter_shapes, decode, dense_bytes, encode
 
 if TYPE_CHECKING:
     from edge_sdk.base_model import LoadedBase
@@ -214,7 +214,12 @@ class EdgeClient:
             if reply.assignment is None:
                 time.sleep(reply.retry_after_s * random.uniform(0.8, 1.2))  # noqa: S311 - jitter
                 continue
-            yield self._one_round(task, folder, reply.assignment, examples, before)
+            try:
+                slices = self._fetch_slice(task, reply.assignment)
+            except RoundClosed:
+                log.warning("round %d closed before this device began", reply.round_number)
+                continue
+            yield self._one_round(task, folder, reply.assignment, slices, examples, before)
 
     def pull(self, folder: str | Path) -> int:
         """Write the newest global adapter as a PEFT folder and return its version."""
@@ -227,19 +232,23 @@ class EdgeClient:
         write_peft_folder(Path(folder), task, arrays, str(self._base_folder(task)))
         return newest.version
 
+    def _fetch_slice(self, task: TaskSpec, work: Assignment) -> Arrays:
+        transport = self._connected()
+        body = self._patiently(lambda: transport.slice_body(task, work.round_number, work.k))
+        return decode(body, adapter_shapes(task.adapter, work.k), task.adapter.wire_dtype)[0]
+
     def _one_round(
         self,
         task: TaskSpec,
         folder: Path,
         work: Assignment,
+        slices: Arrays,
         examples: Sequence[Example],
         before: tuple[int, int],
     ) -> RoundResult:
         from edge_sdk.training import train_round
 
         transport = self._connected()
-        body = self._patiently(lambda: transport.slice_body(task, work.round_number, work.k))
-        slices, _ = decode(body, adapter_shapes(task.adapter, work.k), task.adapter.wire_dtype)
         result = train_round(
             self._loaded(task, folder),
             task.adapter,

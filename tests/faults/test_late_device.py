@@ -1,0 +1,55 @@
+"""A device that is too slow changes nothing, says so, and takes part in the next round."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import edge_sdk.training
+from edge_sdk.client import EdgeClient
+from edge_sdk.transport import Transport
+from tests.numpy_device import NumpyDevice
+from tests.processes import ServerProcess
+from tests.tiny_model import write_jsonl
+
+pytestmark = pytest.mark.processes
+
+
+def test_device_that_misses_a_round_is_not_counted_there_but_in_the_next(
+    tmp_path: Path, tiny_llama: Path, monkeypatch
+):
+    """A faster device completes the quorum of one while the slow one is training."""
+    with ServerProcess(tmp_path / "server") as server:
+        server.command(
+            *("task", "create", "t", "--model", str(tiny_llama), "--rank", "4"),
+            *("--sketch-sizes", "2", "--rounds", "2", "--cohort-size", "2", "--quorum", "1"),
+            *("--local-steps", "2"),
+        )
+        secret = server.command("token", "create")["enrolment_token"]
+        token = Transport(server.address).enrol(secret, "fast").device_token
+        fast = NumpyDevice(server.address, token, "t", 2)
+        train_round = edge_sdk.training.train_round
+        overtaken = []
+
+        def overtaken_once(*args, **settings):
+            if not overtaken:
+                work = fast.wait_for_work()
+                overtaken.append(fast.submit(work, fast.made_up_update(work, fast.fetch(work))))
+                fast.wait_for_version(1)
+            return train_round(*args, **settings)
+
+        monkeypatch.setattr("edge_sdk.training.train_round", overtaken_once)
+        slow = EdgeClient(
+            data=write_jsonl(tmp_path / "data.jsonl", [{"text": "what is red"}]),
+            server=server.address,
+            enrolment_token=secret,
+            state_folder=tmp_path / "slow",
+            quantization="fp32",
+            threads=1,
+        )
+        first, second = slow.rounds()
+        assert (first.round_number, first.counted) == (1, False)
+        assert (second.round_number, second.counted) == (2, True)
+        assert fast.transport.round_status("t", 1).accepted == 1
+        assert len(fast.transport.adapters("t")) == 3
