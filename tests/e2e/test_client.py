@@ -22,7 +22,7 @@ from edge_sdk.errors import (
     WrongBaseModel,
 )
 from edge_sdk.evaluation import completion_loss
-from edge_sdk.generation import load_with_adapter
+from edge_sdk.generation import generate, load_with_adapter
 from edge_sdk.model_folder import read_config, weights_digest
 from edge_sdk.model_shape import read_shape
 from edge_sdk.plan import Workload
@@ -113,9 +113,11 @@ def test_fleet_learns_together_and_the_adapter_comes_home(
     server.command("adapter", "export", "words", str(exported), "--base", str(tiny_llama))
     tensors = "adapter_model.safetensors"
     assert (exported / tensors).read_bytes() == (out / tensors).read_bytes()
-    words = ["infer", "what is the a ? answer :", "--adapter", str(out)]
-    assert main([*words, "--quantization", "fp32", "--max-new-tokens", "1", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["completion"].strip() in {"one", "two", "three"}
+    prompt = "what is the a ? answer :"
+    words = ["infer", prompt, "--adapter", str(out), "--quantization", "fp32", "--json"]
+    assert main([*words, "--max-new-tokens", "3"]) == 0
+    expected = "".join(generate(after, prompt, max_new_tokens=3))
+    assert json.loads(capsys.readouterr().out) == {"prompt": prompt, "completion": expected}
 
 
 def test_classifier_learns_through_the_same_path_and_its_head_is_counted_apart(
@@ -124,7 +126,7 @@ def test_classifier_learns_through_the_same_path_and_its_head_is_counted_apart(
     server.command(
         *("task", "create", "colours", "--model", str(tiny_bert), "--task-type", "SEQ_CLS"),
         *("--label", "warm", "cold", "--rank", "4", "--sketch-sizes", "2", "--rounds", "2"),
-        *("--cohort-size", "1", "--local-steps", "20", "--local-lr", "0.02"),
+        *("--cohort-size", "1", "--local-steps", "40", "--local-lr", "0.02"),
     )
     texts = {"what is red": "warm", "what is blue": "cold", "who was red": "warm", "a blue": "cold"}
     records = [{"text": text, "label": label} for text, label in texts.items()]
@@ -141,7 +143,7 @@ def test_classifier_learns_through_the_same_path_and_its_head_is_counted_apart(
     assert second.loss < first.loss
     assert first.dense_bytes == 4 * (2 * 32 + 2)
     client.pull(tmp_path / "adapter")
-    words = ["infer", "was blue", "--adapter", str(tmp_path / "adapter"), "--json"]
+    words = ["infer", "what is blue", "--adapter", str(tmp_path / "adapter"), "--json"]
     assert main([*words, "--quantization", "fp32"]) == 0
     scores = json.loads(capsys.readouterr().out)
     assert scores["cold"] > scores["warm"]
