@@ -46,9 +46,9 @@ def live_rounds(console: Console, devices: Sequence[str], rounds: int) -> Iterat
         def show_line(name: str, event: Mapping[str, Any], seconds: float) -> None:
             number = record(name, event, seconds)
             if number in finished:
-                console.print("  ".join(cell.rjust(9) for cell in row(number)))
+                console.print("  ".join(cell.rjust(8) for cell in row(number)))
 
-        console.print("  ".join(cell.rjust(9) for cell in ("round", *devices, "up", "down", "s")))
+        console.print("  ".join(cell.rjust(8) for cell in ("round", *devices, "up", "down", "s")))
         yield show_line
         return
 
