@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from sqlalchemy import Connection, Engine, create_engine, event, make_url
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
@@ -20,7 +20,7 @@ _RETRY_AFTER_S = 2.0
 _CONNECTIONS = 48  # above the worker threads of one process, so that none waits for another's
 
 
-def make_engine(url: str) -> Engine:
+def make_engine(url: str | URL) -> Engine:
     """Return the engine of a database address; no connection is made yet.
 
     Raises:
@@ -34,7 +34,7 @@ def make_engine(url: str) -> Engine:
         raise ConfigError(f"the database address cannot be used: {error}") from error
 
 
-def _make_sqlite_engine(url: str) -> Engine:
+def _make_sqlite_engine(url: str | URL) -> Engine:
     if make_url(url).database in (None, "", ":memory:"):
         raise ConfigError(f"the database address {url} names no file: a server outlives its memory")
     engine = create_engine(url, pool_size=4, max_overflow=_CONNECTIONS)

