@@ -23,8 +23,7 @@ from demo.processes import Processes
 from edge_sdk.device import probe
 from edge_sdk.errors import EdgeError
 from edge_sdk.memory import activation_bytes, adapter_parameters
-from edge_sdk.model_folder import read_config
-from edge_sdk.model_shape import read_shape
+from edge_sdk.model_folder import read_model_shape
 from edge_sdk.plan import Workload
 from edge_sdk.quantities import format_bytes
 
@@ -142,7 +141,7 @@ def _start_server(processes: Processes, model: Path) -> tuple[str, str]:
 
 def _budgets(model: Path) -> dict[str, int]:
     """Return, by the planner's own numbers for this machine, what each sketch needs and a bit."""
-    shape = read_shape(read_config(model))
+    shape = read_model_shape(model)
     work = Workload(
         shape=shape,
         layers=shape.target_layers(shape.default_targets),
@@ -261,7 +260,7 @@ def _summary(
 
 def _full_rank_bytes(model: Path) -> int:
     """Bytes of the tensors one device would send per round at full rank."""
-    shape = read_shape(read_config(model))
+    shape = read_model_shape(model)
     return 4 * adapter_parameters(shape.target_layers(shape.default_targets), RANK)
 
 

@@ -60,12 +60,11 @@ def _probe(options: argparse.Namespace) -> None:
 
 def _plan(options: argparse.Namespace) -> None:
     from edge_sdk.device import probe
-    from edge_sdk.model_folder import find_model, read_config
-    from edge_sdk.model_shape import read_shape
+    from edge_sdk.model_folder import find_model, read_model_shape
     from edge_sdk.plan import Workload, make_plan, memory_budget
 
     labels = 0 if options.task_type == "CAUSAL_LM" else options.num_labels
-    shape = read_shape(read_config(find_model(options.model)), options.task_type, labels)
+    shape = read_model_shape(find_model(options.model), options.task_type, labels)
     report = probe()
     work = Workload(
         shape=shape,

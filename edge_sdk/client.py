@@ -15,8 +15,7 @@ from edge_sdk.device import peak_rss_bytes, probe
 from edge_sdk.errors import ConfigError, RoundClosed, ServerBusy, ServerUnreachable, WrongBaseModel
 from edge_sdk.identity import Identity, default_state_folder, load_identity, save_identity
 from edge_sdk.memory import Quantization, activation_bytes
-from edge_sdk.model_folder import find_model, read_config, weights_digest
-from edge_sdk.model_shape import read_shape
+from edge_sdk.model_folder import find_model, read_model_shape, weights_digest
 from edge_sdk.peft_folder import write_peft_folder
 from edge_sdk.plan import Plan, Workload, make_plan, memory_budget
 from edge_sdk.transport import Transport
@@ -158,10 +157,10 @@ class EdgeClient:
 
     def _plan(self, length: int, predicted: int) -> Plan:
         task = self._fetch_task()
-        config = read_config(self._base_folder(task))
+        labels = len(task.base.labels)
         report = probe()
         work = Workload(
-            shape=read_shape(config, task.base.task_type, len(task.base.labels)),
+            shape=read_model_shape(self._base_folder(task), task.base.task_type, labels),
             layers=task.adapter.layers,
             r=task.adapter.r,
             quantization=self._quantization,

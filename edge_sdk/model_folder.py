@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import platformdirs
+import safetensors
 
 from edge_sdk.errors import ModelError
+from edge_sdk.model_shape import FAMILIES, ModelShape, read_shape, shape_from_tensors
+from edge_sdk.wire.messages import TaskType
 
 _CHUNK_BYTES = 1 << 20
 
@@ -70,6 +73,39 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
+def read_model_shape(
+    folder: Path, task_type: TaskType = "CAUSAL_LM", num_labels: int = 0
+) -> ModelShape:
+    """Return the sizes of a model, from its configuration or, for other families, its files.
+
+    Only the headers of the files are read.
+
+    Raises:
+        ModelError: Missing or damaged files, or a classifier of a family that is not known.
+    """
+    config = read_config(folder)
+    if config.get("model_type") in FAMILIES or task_type == "SEQ_CLS":
+        return read_shape(config, task_type, num_labels)
+    return shape_from_tensors(config, tensor_shapes(folder))
+
+
+def tensor_shapes(folder: Path) -> dict[str, list[int]]:
+    """Return the shape of every tensor in a model's files by name, from their headers alone.
+
+    Raises:
+        ModelError: The files are missing or damaged.
+    """
+    shapes: dict[str, list[int]] = {}
+    for file in _weight_files(folder):
+        try:
+            with safetensors.safe_open(file, framework="np") as tensors:
+                names = tensors.keys()
+                shapes |= {name: tensors.get_slice(name).get_shape() for name in names}
+        except (OSError, safetensors.SafetensorError) as error:
+            raise ModelError(f"{file} cannot be read: {error}") from error
+    return shapes
+
+
 def weights_digest(folder: Path) -> str:
     """Return the SHA-256 over the model's safetensors files, 64 hex digits.
 
@@ -79,16 +115,20 @@ def weights_digest(folder: Path) -> str:
     Raises:
         ModelError: The folder has no safetensors files.
     """
+    whole = hashlib.sha256()
+    for file in _weight_files(folder):
+        whole.update(bytes.fromhex(_file_digest(file)))
+    return whole.hexdigest()
+
+
+def _weight_files(folder: Path) -> list[Path]:
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise ModelError(
             f"{folder} holds no *.safetensors weights; pickled weights are not loaded, "
             "convert them first"
         )
-    whole = hashlib.sha256()
-    for file in files:
-        whole.update(bytes.fromhex(_file_digest(file)))
-    return whole.hexdigest()
+    return files
 
 
 def _file_digest(file: Path) -> str:

@@ -6,6 +6,7 @@ without torch and for a model that was never downloaded.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -99,6 +100,66 @@ def read_shape(
         return _llama_like(config, task_type, num_labels)
     except KeyError as error:
         raise ModelError(f"the {family} configuration has no field {error}") from None
+
+
+def shape_from_tensors(
+    config: Mapping[str, Any], tensors: Mapping[str, Sequence[int]]
+) -> ModelShape:
+    """Derive the shape of a causal LM of any family from the tensors in its files.
+
+    Every two-dimensional weight inside a numbered block is taken for a linear layer
+    ``(d_out, d_in)``, and every one outside for an embedding or head. That holds for models
+    whose checkpoint uses their module names; a device checks it against the real model.
+
+    Args:
+        config: The content of ``config.json``.
+        tensors: Name and shape of every tensor in the model's files.
+
+    Raises:
+        ModelError: No numbered block with a linear layer.
+    """
+    weights = {
+        name.removesuffix(".weight"): shape
+        for name, shape in tensors.items()
+        if name.endswith(".weight") and len(shape) == 2
+    }
+    in_blocks = {name: shape for name, shape in weights.items() if _block_number(name) is not None}
+    if not in_blocks:
+        raise ModelError(f"no linear layer was found in the files of a {_family(config)} model")
+    linears = tuple(
+        LayerSpec(name=name, d_in=int(shape[1]), d_out=int(shape[0]))
+        for name, shape in sorted(in_blocks.items(), key=lambda item: _natural(item[0]))
+    )
+    d = Counter(side for layer in linears for side in (layer.d_in, layer.d_out)).most_common(1)[0][
+        0
+    ]
+    outside = [shape for name, shape in weights.items() if name not in in_blocks]
+    return ModelShape(
+        model_type=_family(config),
+        hidden_size=d,
+        intermediate_size=max(max(layer.d_in, layer.d_out) for layer in linears),
+        num_layers=len({_block_number(name) for name in in_blocks}),
+        num_heads=int(config.get("num_attention_heads", 1)),
+        kv_size=d,
+        vocab_size=max((int(shape[0]) for shape in outside), default=0),
+        linears=linears,
+        embedding_parameters=sum(int(shape[0]) * int(shape[1]) for shape in outside),
+        dense=(),
+        default_targets=(),
+    )
+
+
+def _family(config: Mapping[str, Any]) -> str:
+    return str(config.get("model_type"))
+
+
+def _block_number(name: str) -> int | None:
+    return next((int(part) for part in name.split(".") if part.isdigit()), None)
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Sort block 2 before block 10."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in name.split(".")]
 
 
 def _llama_like(config: Mapping[str, Any], task_type: TaskType, num_labels: int) -> ModelShape:

@@ -8,8 +8,8 @@ from dataclasses import MISSING, fields
 from typing import Any, get_args
 
 from edge_sdk.errors import ConfigError
-from edge_sdk.model_folder import find_model, read_config, weights_digest
-from edge_sdk.model_shape import ModelShape, read_shape
+from edge_sdk.model_folder import find_model, read_model_shape, weights_digest
+from edge_sdk.model_shape import ModelShape
 from edge_sdk.wire.messages import (
     AdapterSpec,
     BaseModel,
@@ -107,7 +107,7 @@ def _read_base(args: argparse.Namespace) -> tuple[BaseModel, ModelShape]:
     )
     if base.labels and base.task_type != "SEQ_CLS":
         raise ConfigError(f"--label is for --task-type SEQ_CLS; the task type is {base.task_type}")
-    return base, read_shape(read_config(folder), base.task_type, len(base.labels))
+    return base, read_model_shape(folder, base.task_type, len(base.labels))
 
 
 def _given(args: argparse.Namespace, holder: type) -> dict[str, Any]:

@@ -61,6 +61,28 @@ def save_tiny_bert(folder: Path, hidden: int = 32, layers: int = 2, seed: int = 
     return folder
 
 
+def save_tiny_neox(folder: Path, hidden: int = 32, layers: int = 2, seed: int = 0) -> Path:
+    """Save a random GPT-NeoX: a causal LM of a family whose shape is in no table."""
+    import torch
+    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
+    tokenizer = _tokenizer()
+    torch.manual_seed(seed)
+    config = GPTNeoXConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden,
+        intermediate_size=4 * hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        max_position_embeddings=128,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    GPTNeoXForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 def write_jsonl(path: Path, records: list[dict[str, object]]) -> Path:
     """Write one JSON object per line."""
     path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
