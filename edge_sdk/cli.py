@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     logging.basicConfig(
         level=logging.DEBUG if options.verbose else logging.WARNING,
-        format="%(levelname)s %(name)s: %(message)s",
+        format="%(message)s",
     )
     command: Callable[[argparse.Namespace], None] = options.command
     try:
@@ -106,6 +106,8 @@ def _join(options: argparse.Namespace) -> None:
 def _run(options: argparse.Namespace) -> None:
     from edge_sdk.client import EdgeClient
 
+    if not options.json:
+        logging.getLogger("edge_sdk").setLevel(logging.INFO)
     client = EdgeClient(
         data=options.data,
         server=options.server,

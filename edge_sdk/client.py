@@ -18,6 +18,7 @@ from edge_sdk.memory import Quantization, activation_bytes
 from edge_sdk.model_folder import find_model, read_model_shape, weights_digest
 from edge_sdk.peft_folder import write_peft_folder
 from edge_sdk.plan import Plan, Workload, make_plan, memory_budget
+from edge_sdk.quantities import format_bytes
 from edge_sdk.transport import Transport
 from edge_sdk.wire.messages import Assignment, CheckIn, TaskSpec, UpdateReport, encode_message
 from edge_sdk.wire.payload import Arrays, adapter_shapes, decode, dense_bytes, encode
@@ -199,11 +200,15 @@ class EdgeClient:
         examples = load_examples(
             self._data, load_tokenizer(folder), task.base, task.training.max_length
         )
-        message = CheckIn(
-            base_digest=task.base.digest,
-            affordable_k=self._plan_for(examples).k,
-            examples=len(examples),
+        plan = self._plan_for(examples)
+        log.info(
+            "%d examples; can train up to %d of %d ranks in %s",
+            len(examples),
+            plan.k,
+            plan.r,
+            format_bytes(plan.budget_bytes),
         )
+        message = CheckIn(base_digest=task.base.digest, affordable_k=plan.k, examples=len(examples))
         transport = self._connected()
         while True:
             before = transport.uploaded_bytes, transport.downloaded_bytes
@@ -248,8 +253,10 @@ class EdgeClient:
         from edge_sdk.training import train_round
 
         transport = self._connected()
+        base = self._loaded(task, folder)
+        log.info("round %d: training %d ranks", work.round_number, work.k)
         result = train_round(
-            self._loaded(task, folder),
+            base,
             task.adapter,
             work.k,
             slices,
@@ -317,6 +324,7 @@ class EdgeClient:
             from edge_sdk.base_model import load_base, verify_layers
 
             threads = self._threads or probe().cores
+            log.info("loading the base model from %s", folder)
             self._base = load_base(folder, task.base, self._quantization, threads)
             verify_layers(self._base, task.adapter)
         return self._base

@@ -10,6 +10,7 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
+from edge_sdk.quantities import format_bytes
 from server.reports import DeviceReport, RoundReport, TaskReport
 from server.store import AdapterRow
 
@@ -56,22 +57,23 @@ def adapters(rows: Sequence[AdapterRow], is_json: bool) -> None:
     table = _table("version", "round", "size", "made at (UTC)", "SHA-256")
     for row in rows:
         made_at = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(row.created_at))
-        _add(table, row.version, row.round_number, _size(row.size_bytes), made_at, row.digest[:12])
+        _add(
+            table,
+            row.version,
+            row.round_number,
+            format_bytes(row.size_bytes),
+            made_at,
+            row.digest[:12],
+        )
     _show(table)
 
 
 def _device_cells(device: DeviceReport) -> tuple[object, ...]:
-    down = _size(device.download_bytes)
+    down = format_bytes(device.download_bytes)
     if device.upload_bytes is None or device.loss is None or device.seconds is None:
         return (device.name, device.k, "", "", down, "")
     loss, seconds = f"{device.loss:.4f}", f"{device.seconds:.1f}"
-    return (device.name, device.k, loss, _size(device.upload_bytes), down, seconds)
-
-
-def _size(size_bytes: int) -> str:
-    if size_bytes < 1 << 20:
-        return f"{size_bytes / (1 << 10):.1f} KiB"
-    return f"{size_bytes / (1 << 20):.1f} MiB"
+    return (device.name, device.k, loss, format_bytes(device.upload_bytes), down, seconds)
 
 
 def _table(*columns: str) -> Table:

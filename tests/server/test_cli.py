@@ -11,6 +11,7 @@ import pytest
 
 from edge_sdk import peft_folder
 from edge_sdk.model_folder import weights_digest
+from edge_sdk.quantities import format_bytes
 from edge_sdk.wire.messages import RoundPolicy, TaskSpec, TrainingSpec, decode_message
 from server.cli import main
 from tests.server.tasks import Site, TurnedClock, tiny_spec
@@ -201,7 +202,7 @@ def test_rounds_are_shown_with_what_each_device_did(run, trained):
     assert (c["upload_bytes"], c["download_bytes"]) == (None, 0)
     _, out, _ = run("round", "list", "tiny")
     assert "0.2500" in out
-    assert "KiB" in out
+    assert f"  {format_bytes(a['upload_bytes'])}  " in out
 
 
 def test_tasks_and_adapters_are_listed_for_people_and_machines(run, trained):
