@@ -15,9 +15,14 @@ _TOKEN_BYTES = 32
 _ID_BYTES = 8
 
 
+def _new_token() -> str:
+    """Return a random secret that no shell or command line takes for a flag."""
+    return f"edge_{secrets.token_urlsafe(_TOKEN_BYTES)}"
+
+
 def make_enrolment_token(store: Store, now: float) -> str:
     """Return a new enrolment token; only its hash is kept."""
-    token = secrets.token_urlsafe(_TOKEN_BYTES)
+    token = _new_token()
     with store.write() as tx:
         tx.add_enrolment_token(hash_token(token), now)
     return token
@@ -53,7 +58,7 @@ class Gate:
             NotAuthorized: The enrolment token is unknown.
         """
         given = hash_token(request.enrolment_token)
-        device_token = secrets.token_urlsafe(_TOKEN_BYTES)
+        device_token = _new_token()
         device = DeviceRow(
             id=secrets.token_hex(_ID_BYTES),
             name=request.name,

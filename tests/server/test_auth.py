@@ -58,3 +58,12 @@ def test_the_server_knows_whether_anybody_could_enrol(site):
     assert not has_enrolment_token(site.store)
     make_enrolment_token(site.store, 1.0)
     assert has_enrolment_token(site.store)
+
+
+def test_no_token_looks_like_a_flag(site, monkeypatch):
+    """A token that began with a dash could not follow ``--token`` on a command line."""
+    monkeypatch.setattr("server.auth.secrets.token_urlsafe", lambda size: "-" * size)
+    token = make_enrolment_token(site.store, site.clock())
+    identity = site.coordinator.enrol(EnrolRequest(enrolment_token=token, name="a"))
+    assert token[0].isalpha()
+    assert identity.device_token[0].isalpha()

@@ -28,6 +28,7 @@ def test_the_server_runs_without_training_code():
         "edge_sdk.model_folder",
         "edge_sdk.model_shape",
         "edge_sdk.peft_folder",
+        "edge_sdk.quantities",
         "edge_sdk.sketch",
         "edge_sdk.wire",
         "edge_sdk.wire.messages",
