@@ -19,6 +19,7 @@ from edge_sdk.errors import ConfigError, EdgeError
 from edge_sdk.identity import default_state_folder
 from edge_sdk.memory import Quantization, activation_bytes
 from edge_sdk.quantities import format_bytes, parse_bytes
+from edge_sdk.wire.messages import TaskType
 
 _out = Console(soft_wrap=True)
 
@@ -186,10 +187,15 @@ def _parser() -> argparse.ArgumentParser:
     _add_model(plan, required=True)
     _add_budget(plan)
     plan.add_argument("--rank", type=int, required=True, help="global rank r of the adapter")
-    plan.add_argument("--target", action="append", help="module to adapt; repeat for several")
-    plan.add_argument("--task-type", choices=["CAUSAL_LM", "SEQ_CLS"], default="CAUSAL_LM")
+    plan.add_argument("--target", nargs="+", help="module name endings (default: by family)")
+    plan.add_argument(
+        "--task-type",
+        choices=get_args(TaskType),
+        default="CAUSAL_LM",
+        help="what the model does",
+    )
     plan.add_argument("--num-labels", type=int, default=2, help="classes, for SEQ_CLS")
-    plan.add_argument("--batch-size", type=int, default=8)
+    plan.add_argument("--batch-size", type=int, default=8, help="examples per optimizer step")
     plan.add_argument("--max-length", type=int, default=256, help="tokens per example")
 
     join = _command(commands, "join", _join, "enrol this device on a server")
@@ -210,13 +216,13 @@ def _parser() -> argparse.ArgumentParser:
     pull = _command(commands, "pull", _pull, "fetch the newest adapter as a PEFT folder")
     pull.add_argument("out", type=Path, help="folder to write")
     pull.add_argument("--task", help="needed if the server has several")
-    _add_identity(pull)
+    _add_state(pull)
     _add_model(pull, required=False)
 
     infer = _command(commands, "infer", _infer, "use a base model with an adapter")
     infer.add_argument("prompt")
     infer.add_argument("--adapter", type=Path, required=True, help="PEFT folder")
-    infer.add_argument("--max-new-tokens", type=int, default=64)
+    infer.add_argument("--max-new-tokens", type=int, default=64, help="tokens at most")
     infer.add_argument("--chat", action="store_true", help="put the prompt in the chat template")
     _add_model(infer, required=False)
     _add_quantization(infer)
@@ -238,6 +244,10 @@ def _command(
 
 def _add_identity(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", default=socket.gethostname(), help="of this device, for people")
+    _add_state(parser)
+
+
+def _add_state(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--state", type=Path, default=default_state_folder(), help="folder of the identity"
     )

@@ -35,12 +35,11 @@ from edge_sdk.wire.messages import (
     decode_message,
     encode_message,
 )
-from edge_sdk.wire.payload import body_limit, check_content_digest, content_digest
+from edge_sdk.wire.payload import MEDIA_TYPE, body_limit, check_content_digest, content_digest
 
 MAX_JSON_BYTES = 4 << 20
 CONNECT_TIMEOUT_S = 5.0
 READ_TIMEOUT_S = 60.0
-TENSORS = "application/vnd.safetensors"
 _CHUNK_BYTES = 1 << 16
 
 Answer = TypeVar("Answer")
@@ -116,7 +115,7 @@ class Transport:
     def submit(self, task: str, round_number: int, body: bytes) -> Receipt:
         """Send an update; when this returns, the server will count it exactly once."""
         path = f"/v1/tasks/{_part(task)}/rounds/{round_number}/update"
-        headers = {"Content-Type": TENSORS, "Content-Digest": content_digest(body)}
+        headers = {"Content-Type": MEDIA_TYPE, "Content-Digest": content_digest(body)}
         return self._json(Receipt, "PUT", path, body, headers)
 
     def adapters(self, task: str) -> list[AdapterInfo]:

@@ -18,10 +18,11 @@ from edge_sdk.wire.messages import (
     RoundStatus,
     TaskSpec,
 )
+from edge_sdk.wire.payload import MEDIA_TYPE
 from server.coordinator import Coordinator
 from server.limits import BoundedJsonRoute, bounded_chunks
 from server.store import DeviceRow
-from server.tensor_response import MEDIA_TYPE, from_bytes, from_file
+from server.tensor_response import from_bytes, from_file
 
 _MAX_NUMBER = 2**31 - 1
 _BINARY = {MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}}}

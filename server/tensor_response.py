@@ -12,7 +12,6 @@ from fastapi.responses import StreamingResponse
 from edge_sdk.errors import StorageError
 from edge_sdk.wire import payload
 
-MEDIA_TYPE = "application/vnd.safetensors"
 _CHUNK_BYTES = 1 << 20
 
 
@@ -61,4 +60,4 @@ def _stream(file: IO[bytes], size_bytes: int, content_digest: str) -> StreamingR
                 yield chunk
 
     headers = {"Content-Digest": content_digest, "Content-Length": str(size_bytes)}
-    return StreamingResponse(chunks(), media_type=MEDIA_TYPE, headers=headers)
+    return StreamingResponse(chunks(), media_type=payload.MEDIA_TYPE, headers=headers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
 import inspect
 import re
@@ -10,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from edge_sdk.cli import _parser as device_parser
 from edge_sdk.client import EdgeClient
 from edge_sdk.errors import by_code
+from server.cli import _build_parser as server_parser
 from server.settings import ENVIRONMENT_PREFIX, Settings
 
 ROOT = Path(__file__).parent.parent
@@ -68,3 +71,23 @@ def test_readme_links_lead_somewhere(link):
 @pytest.mark.parametrize("path", sorted(set(re.findall(r"`(tests/[\w/]+\.py)`", README))))
 def test_readme_names_tests_that_exist(path):
     assert (ROOT / path).is_file()
+
+
+@pytest.mark.parametrize("parser", [device_parser(), server_parser()], ids=lambda p: p.prog)
+def test_every_option_of_every_command_is_in_the_documents(parser):
+    commands = (ROOT / "docs/commands.md").read_text(encoding="utf-8")
+    found = set(_options(parser))
+    assert len(found) > 10
+    assert [option for option in found if not re.search(rf"`[a-z- ]*{option}\b", commands)] == []
+    assert set(re.findall(r"`(--[a-z-]+)", commands)) <= (
+        {*_options(device_parser()), *_options(server_parser())} | {"--help"}
+    )
+
+
+def _options(parser: argparse.ArgumentParser):
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for command in action.choices.values():
+                yield from _options(command)
+        elif action.option_strings and action.dest != "help":
+            yield action.option_strings[-1]

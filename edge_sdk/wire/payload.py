@@ -26,6 +26,9 @@ from edge_sdk.wire.messages import AdapterSpec, WireDtype
 Arrays = dict[str, NDArray[np.float32]]
 Shapes = dict[str, tuple[int, ...]]
 
+MEDIA_TYPE = "application/vnd.safetensors"
+"""Content type of every tensor body."""
+
 _METADATA_KEY = "edge_sdk"  # one key only: the order of several is not stable in the file
 _NUMBERS = {"fp32": np.dtype("<f4"), "bf16": np.dtype(ml_dtypes.bfloat16)}
 _FORMAT = {"fp32": "F32", "bf16": "BF16"}
