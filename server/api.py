@@ -89,7 +89,7 @@ def get_task(task: str, rounds: Rounds, _device: Device) -> TaskSpec:
 
 @router.post("/tasks/{task}/check-in", tags=["round"])
 def check_in(task: str, message: CheckIn, rounds: Rounds, device: Device) -> CheckInReply:
-    """Ask for work; asking again in the same round gets the same work."""
+    """Ask for work; again in the same round gets the same, or a smaller sketch if need be."""
     return rounds.check_in(device.id, task, message)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -9,7 +10,6 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from edge_sdk.errors import RoundClosed, WrongBaseModel
-from edge_sdk.sketch import derive_seed
 from edge_sdk.wire.messages import (
     AdapterInfo,
     Assignment,
@@ -24,14 +24,17 @@ from edge_sdk.wire.messages import (
     check_protocol,
 )
 from server.adapters import AdapterShelf
+from server.assigning import assign
 from server.auth import Gate
 from server.blobs import BlobFolder, Upload
 from server.closing import Closing
-from server.cohort import choose_sketch_size, has_free_seat
+from server.cohort import choose_sketch_size
 from server.lookup import find_adapter, find_assignment, find_round, find_task
 from server.rounds import Round, is_finished, may_open_next, next_state, open_round
 from server.store import AdapterRow, AssignmentRow, DeviceRow, Store, TaskRow, Transaction
 from server.submission import Submission
+
+log = logging.getLogger(__name__)
 
 Clock = Callable[[], float]
 
@@ -90,13 +93,13 @@ class Coordinator:
         """Give a device work, ask it to wait, or tell it that the task is finished.
 
         Opens the next round if none is running. A device that asks again gets the assignment it
-        already has.
+        already has, or a smaller sketch of the same round if it can no longer afford that.
 
         Raises:
             NotFound: There is no such task.
             ProtocolMismatch: The device speaks another version.
             WrongBaseModel: It holds another base model.
-            ConfigError: It can afford no sketch size of the task.
+            ConfigError: It can afford no sketch size of the task; what it has stays as it is.
         """
         check_protocol(message.protocol)
         now = self._clock()
@@ -107,11 +110,13 @@ class Coordinator:
             current = _current_round(tx, task, now)
             if is_finished(current, task.spec.policy):
                 return CheckInReply(state="finished", round_number=current.number)
-            row = _assign(tx, task, current, device_id, k, now)
+            before = tx.assignment(task.name, current.number, device_id)
+            row = assign(tx, task, current, device_id, k, now)
         if row is None:
             return CheckInReply(
                 state="wait", round_number=current.number, retry_after_s=self._poll_s
             )
+        _log_if_smaller(before, row)
         return CheckInReply(
             state="assigned",
             round_number=current.number,
@@ -226,31 +231,16 @@ def _current_round(tx: Transaction, task: TaskRow, now: float) -> Round:
     return due
 
 
-def _assign(
-    tx: Transaction, task: TaskRow, current: Round, device_id: str, k: int, now: float
-) -> AssignmentRow | None:
-    """Return the work of a device in a round, new or as it was, or nothing."""
-    number = current.number
-    if current.state != "open" or tx.accepted(task.name, number, device_id) is not None:
-        return None
-    before = tx.assignment(task.name, number, device_id)
-    if before is not None:
-        return before
-    assigned_at = {row.device_id: row.assigned_at for row in tx.assignments(task.name, number)}
-    accepted = {row.device_id for row in tx.updates(task.name, number)}
-    if not has_free_seat(task.spec.policy, assigned_at, accepted, current.stretch_at):
-        return None
-    row = AssignmentRow(
-        task=task.name,
-        round_number=number,
-        device_id=device_id,
-        k=k,
-        seed=derive_seed(task.seed, number, device_id),
-        adapter_version=tx.adapters(task.name)[-1].version,
-        assigned_at=now,
-    )
-    tx.add_assignment(row)
-    return row
+def _log_if_smaller(before: AssignmentRow | None, after: AssignmentRow) -> None:
+    if before is not None and after.k < before.k:
+        log.info(
+            "round %d of %s: device %s stepped down from k=%d to k=%d",
+            after.round_number,
+            after.task,
+            after.device_id,
+            before.k,
+            after.k,
+        )
 
 
 def _as_message(row: AssignmentRow, spec: TaskSpec, deadline_s: float) -> Assignment:

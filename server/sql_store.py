@@ -7,7 +7,19 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any, TypeVar
 
-from sqlalchemy import URL, Connection, Engine, Select, Table, and_, func, insert, select, update
+from sqlalchemy import (
+    URL,
+    ColumnElement,
+    Connection,
+    Engine,
+    Select,
+    Table,
+    and_,
+    func,
+    insert,
+    select,
+    update,
+)
 
 from edge_sdk.errors import MalformedMessage, StorageError
 from edge_sdk.wire.messages import TaskSpec, decode_message, encode_message
@@ -139,19 +151,15 @@ class SqlTransaction:
         """Return the assignments of a round by device id."""
         return self._all(AssignmentRow, _of_round(tables.assignments, task, number))
 
+    def shrink_assignment(self, row: AssignmentRow, k: int) -> None:
+        """Change the sketch size of an assignment, and nothing else of it."""
+        self._connection.execute(update(tables.assignments).where(_is_work(row)).values(k=k))
+
     def add_download(self, row: AssignmentRow, size_bytes: int) -> None:
         """Count one download of the slice of an assignment."""
-        table = tables.assignments
+        counted = tables.assignments.c.download_bytes + size_bytes
         self._connection.execute(
-            update(table)
-            .where(
-                and_(
-                    table.c.task == row.task,
-                    table.c.round_number == row.round_number,
-                    table.c.device_id == row.device_id,
-                )
-            )
-            .values(download_bytes=table.c.download_bytes + size_bytes)
+            update(tables.assignments).where(_is_work(row)).values(download_bytes=counted)
         )
 
     def add_update(self, row: UpdateRow) -> None:
@@ -203,6 +211,15 @@ def _of_round(table: Table, task: str, number: int) -> Select[Any]:
 
 def _of_device(table: Table, task: str, number: int, device_id: str) -> Select[Any]:
     return _of_round(table, task, number).where(table.c.device_id == device_id)
+
+
+def _is_work(row: AssignmentRow) -> ColumnElement[bool]:
+    columns = tables.assignments.c
+    return and_(
+        columns.task == row.task,
+        columns.round_number == row.round_number,
+        columns.device_id == row.device_id,
+    )
 
 
 class SqlStore:

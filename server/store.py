@@ -32,17 +32,17 @@ class DeviceRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AssignmentRow:
-    """The work of one device in one round, kept as it was handed out.
+    """The work of one device in one round, as it was handed out last.
 
     Attributes:
         task: Name of the task.
         round_number: From 1.
         device_id: Who got it.
-        k: Sketch size.
-        seed: Of the sketch; the ranks are drawn from it again whenever they are needed.
+        k: Sketch size; within the round it may shrink until an update is accepted.
+        seed: Of the sketch; with k it says which ranks, drawn again whenever they are needed.
         adapter_version: The version its slice is cut from.
         assigned_at: Seconds since 1970.
-        download_bytes: Bytes of all slices handed out for it.
+        download_bytes: Bytes of all slices handed out for it, of every size it had.
     """
 
     task: str
@@ -147,6 +147,9 @@ class Transaction(Protocol):
 
     def assignments(self, task: str, number: int) -> list[AssignmentRow]:
         """Return the assignments of a round by device id."""
+
+    def shrink_assignment(self, row: AssignmentRow, k: int) -> None:
+        """Change the sketch size of an assignment, and nothing else of it."""
 
     def add_download(self, row: AssignmentRow, size_bytes: int) -> None:
         """Count one download of the slice of an assignment."""

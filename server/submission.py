@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from edge_sdk.errors import RoundClosed, UpdateConflict
+from edge_sdk.errors import MalformedPayload, RoundClosed, UpdateConflict
 from edge_sdk.wire import payload
 from edge_sdk.wire.messages import Receipt, TaskSpec, UpdateReport, check_protocol, decode_message
 from server.aggregation import check_magnitude
@@ -87,7 +87,8 @@ class Submission:
             DigestMismatch: The body is not what was announced.
             UpdateConflict: Another update of the device was accepted before.
             RoundClosed: Too late.
-            MalformedPayload: Not the tensors of the assignment.
+            MalformedPayload: Not the tensors of the assignment, such as those of the larger one
+                it was before the device stepped down.
             MalformedMessage: No valid report inside.
             NotFinite: NaN, infinity, or a step beyond all measure.
             StorageError: The disk refused.
@@ -101,18 +102,24 @@ class Submission:
                 if _is_repeated(tx, place, digest):
                     return _receipt(place, digest)
                 _check_open(tx, place, spec, self._clock())
-            report = _check_body(spec, assignment, body)
+            report = _check_body(place, spec, assignment.k, body)
         size_bytes = len(body)
         del body
         self._blobs.keep(upload, digest)
-        self._record(place, spec, digest, size_bytes, report)
+        self._record(place, spec, assignment.k, digest, size_bytes, report)
         self._wake()
         return _receipt(place, digest)
 
     def _record(
-        self, place: _Place, spec: TaskSpec, digest: str, size_bytes: int, report: UpdateReport
+        self,
+        place: _Place,
+        spec: TaskSpec,
+        k: int,
+        digest: str,
+        size_bytes: int,
+        report: UpdateReport,
     ) -> None:
-        """Count a durable update once, and freeze the round if it completes the quorum."""
+        """Count a durable update of sketch size ``k`` once; freeze the round at the quorum."""
         now = self._clock()
         row = UpdateRow(
             task=place.task,
@@ -130,6 +137,7 @@ class Submission:
             if _is_repeated(tx, place, digest):
                 return
             _check_open(tx, place, spec, now)
+            _check_still(tx, place, k)
             tx.add_update(row)
             current = find_round(tx, place.task, place.number)
             accepted = tx.count_updates(place.task, place.number)
@@ -161,9 +169,28 @@ def _check_open(tx: Transaction, place: _Place, spec: TaskSpec, now: float) -> N
         raise RoundClosed(f"{place.text} takes no more updates: check in for the next one")
 
 
-def _check_body(spec: TaskSpec, assignment: AssignmentRow, body: bytes) -> UpdateReport:
-    shapes = payload.adapter_shapes(spec.adapter, assignment.k)
-    update, message = payload.decode(body, shapes, spec.adapter.wire_dtype)
+def _check_still(tx: Transaction, place: _Place, k: int) -> None:
+    """Refuse tensors of a size that was right when they were checked, and no longer is.
+
+    The round is folded with the size that is stored, so what is recorded must have that size.
+    """
+    now = find_assignment(tx, place.task, place.number, place.device_id).k
+    if now != k:
+        raise MalformedPayload(
+            f"the update has k={k}, but while it was sent the device stepped down to k={now} in "
+            f"{place.text}: fetch the slice again and train that"
+        )
+
+
+def _check_body(place: _Place, spec: TaskSpec, k: int, body: bytes) -> UpdateReport:
+    shapes = payload.adapter_shapes(spec.adapter, k)
+    try:
+        update, message = payload.decode(body, shapes, spec.adapter.wire_dtype)
+    except MalformedPayload as error:
+        raise MalformedPayload(
+            f"{error}; this device has k={k} in {place.text}: fetch the slice again if it trained "
+            "another size"
+        ) from error
     report = decode_message(UpdateReport, message)
     check_protocol(report.protocol)
     check_magnitude(update, spec.policy.server_lr)

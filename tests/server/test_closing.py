@@ -71,6 +71,33 @@ def test_the_new_adapter_is_the_weighted_mean_on_the_ranks_the_server_recorded(t
     site.store.close()
 
 
+@pytest.mark.parametrize("restarts", [False, True])
+def test_a_device_that_stepped_down_moves_the_ranks_of_its_smaller_record(tmp_path, restarts):
+    """Also if the server is started anew after stepping down, and again before closing."""
+    spec = tiny_spec(cohort_size=1, quorum=1)
+    site = Site(tmp_path)
+    site.add_task(spec)
+    site.add_device("a")
+    first = site.coordinator.check_in("a", "tiny", ready(8)).assignment
+    site.coordinator.check_in("a", "tiny", ready(2))
+    site = site.restarted() if restarts else site
+    work = site.train("a", spec, seed=3, affordable_k=2)
+    site = site.restarted() if restarts else site
+    site.advance()
+    assert (work.k, work.seed) == (2, first.seed)
+    before, after = site.master(spec, 0), site.master(spec, 1)
+    update = random_arrays(spec.adapter, 2, 3)
+    sketch = draw_sketch(first.seed, spec.adapter.r, 2, len(spec.adapter.layers))
+    for layer, ranks in zip(spec.adapter.layers, sketch, strict=True):
+        A, B = f"{layer.name}.lora_A", f"{layer.name}.lora_B"
+        cold = np.setdiff1d(np.arange(spec.adapter.r), ranks)
+        np.testing.assert_allclose(after[A][ranks], before[A][ranks] + update[A], rtol=1e-6)
+        np.testing.assert_allclose(after[B][:, ranks], before[B][:, ranks] + update[B], rtol=1e-6)
+        np.testing.assert_array_equal(after[A][cold], before[A][cold])
+        np.testing.assert_array_equal(after[B][:, cold], before[B][:, cold])
+    site.store.close()
+
+
 def closing_of(site) -> Closing:
     return Closing(site.store, site.blobs, site.coordinator._shelf, site.clock)
 

@@ -141,6 +141,48 @@ def test_rounds_change_and_downloads_add_up(store):
         assert tx.assignment("tiny", 1, "a").download_bytes == 15
 
 
+def test_a_shrunk_assignment_keeps_all_but_its_size_and_no_other_row_changes(store, address):
+    fill(store)
+    other_round, other_task = replace(ROUND, number=2), replace(TASK, name="other")
+    others = [
+        replace(ASSIGNMENT, device_id="b"),
+        replace(ASSIGNMENT, round_number=2),
+        replace(ASSIGNMENT, task="other"),
+    ]
+    with store.write() as tx:
+        tx.add_device(replace(DEVICE, id="b", token_hash="b"))
+        tx.add_task(other_task)
+        tx.add_adapter(replace(ADAPTER, task="other"))
+        tx.add_round(other_round)
+        tx.add_round(replace(ROUND, task="other"))
+        for row in others:
+            tx.add_assignment(row)
+        tx.add_download(ASSIGNMENT, 10)
+        tx.shrink_assignment(ASSIGNMENT, 1)
+        tx.add_download(ASSIGNMENT, 5)
+    store.close()
+    again = open_store(address)
+    with again.read() as tx:
+        assert tx.assignment("tiny", 1, "a") == replace(ASSIGNMENT, k=1, download_bytes=15)
+        for row in others:
+            assert tx.assignment(row.task, row.round_number, row.device_id) == row
+    again.close()
+
+
+def test_a_failing_transaction_shrinks_nothing(store):
+    fill(store)
+
+    def fail_after_shrinking():
+        with store.write() as tx:
+            tx.shrink_assignment(ASSIGNMENT, 1)
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail_after_shrinking()
+    with store.read() as tx:
+        assert tx.assignment("tiny", 1, "a") == ASSIGNMENT
+
+
 def test_rows_of_a_round_are_ordered_by_device_whatever_came_first(store):
     fill(store)
     with store.write() as tx:

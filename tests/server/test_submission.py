@@ -247,3 +247,79 @@ def test_more_devices_than_the_quorum_at_once_never_overfill_the_round(site, spe
 def test_the_limit_fits_the_update_of_the_assigned_size_and_not_one_far_larger(site, spec):
     limit = site.coordinator.expect_update("a", "tiny", 1)
     assert len(update_body(spec, K, seed=1)) <= limit < len(update_body(spec, K, seed=1)) + 2**17
+
+
+def assigned_k(site, device="a"):
+    with site.store.read() as tx:
+        return tx.assignment("tiny", 1, device).k
+
+
+def test_an_update_of_the_size_before_is_refused_and_the_right_one_still_taken(site, spec):
+    site.coordinator.check_in("a", "tiny", ready(2))
+    before = state_of(site)
+    with pytest.raises(MalformedPayload, match=r"k=2 in round 1.*fetch the slice again"):
+        site.submit("a", "tiny", 1, update_body(spec, K, seed=1))
+    assert state_of(site) == before
+    site.submit("a", "tiny", 1, update_body(spec, 2, seed=1))
+    assert site.coordinator.round_status("tiny", 1).accepted == 1
+
+
+def test_the_limit_follows_the_smaller_size(site, spec):
+    before = site.coordinator.expect_update("a", "tiny", 1)
+    site.coordinator.check_in("a", "tiny", ready(2))
+    shapes = [payload.adapter_shapes(spec.adapter, k).values() for k in (K, 2)]
+    saved = [sum(4 * np.prod(shape) for shape in sizes) for sizes in shapes]
+    assert before - site.coordinator.expect_update("a", "tiny", 1) == saved[0] - saved[1] > 0
+
+
+def test_a_body_that_arrives_while_its_device_steps_down_is_judged_by_the_smaller_size(site, spec):
+    body = update_body(spec, K, seed=1)
+    assert site.coordinator.expect_update("a", "tiny", 1) >= len(body)
+    site.coordinator.check_in("a", "tiny", ready(1))
+    with pytest.raises(MalformedPayload, match="k=1 in round 1"):
+        site.submit("a", "tiny", 1, body)
+    site.submit("a", "tiny", 1, update_body(spec, 1, seed=1))
+
+
+def test_a_size_that_changes_after_the_body_was_checked_is_not_recorded(site, spec, monkeypatch):
+    """Exactly between the check of the shapes and the transaction that counts the update."""
+    keep = site.blobs.keep
+
+    def step_down_and_keep(upload, digest):
+        assert site.coordinator.check_in("a", "tiny", ready(2)).assignment.k == 2
+        keep(upload, digest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(site.blobs, "keep", step_down_and_keep)
+        with pytest.raises(MalformedPayload, match=r"has k=4.*stepped down to k=2"):
+            site.submit("a", "tiny", 1, update_body(spec, K, seed=1))
+    assert site.coordinator.round_status("tiny", 1).accepted == 0
+    again = site.restarted()
+    again.submit("a", "tiny", 1, update_body(spec, 2, seed=1))
+    again.train("b", spec, seed=2)
+    again.advance()
+    assert again.coordinator.round_status("tiny", 1).state == "closed"
+    again.store.close()
+
+
+def test_an_update_and_a_step_down_at_once_agree_on_the_size_that_counts(site):
+    """Whoever comes first wins, and what is stored always has the size that is stored."""
+    spec = site.add_task(tiny_spec(cohort_size=12, quorum=12))
+    body = update_body(spec, K, seed=1)
+    for i in range(12):
+        device = site.add_device(f"d{i}")
+        site.coordinator.check_in(device, "tiny", ready(K))
+        update, reply = in_parallel(
+            [
+                lambda d=device: site.submit(d, "tiny", 1, body),
+                lambda d=device: site.coordinator.check_in(d, "tiny", ready(2)),
+            ]
+        )
+        if isinstance(update, MalformedPayload):
+            assert reply.assignment.k == assigned_k(site, device) == 2
+            site.submit(device, "tiny", 1, update_body(spec, 2, seed=1))
+        else:
+            assert update.digest == payload.digest(body)
+            assert (reply.state, assigned_k(site, device)) == ("wait", K)
+    site.advance()
+    assert site.coordinator.round_status("tiny", 1).state == "closed"
