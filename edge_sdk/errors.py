@@ -7,7 +7,10 @@
     ├─ ConfigError (ValueError)     a flag, setting or task that cannot be
     ├─ DataError                    local training data that cannot be read
     ├─ DeviceError
-    │  └─ NotFeasible               nothing fits this device's budget
+    │  ├─ NotFeasible               nothing fits this device's budget
+    │  ├─ ProfileError (ValueError) a device profile that is missing or cannot be used
+    │  └─ OutOfMemory               memory ran out: take a smaller plan
+    │     └─ MemoryPressure         the owner's own programs need the memory
     ├─ ModelError                   a base model that cannot be found or used
     │  └─ WrongBaseModel            not the base model the task pins
     ├─ AdapterError                 an adapter folder that cannot be read
@@ -83,6 +86,39 @@ class NotFeasible(DeviceError):
     def __init__(self, message: str, shortfall_bytes: int = 0) -> None:
         super().__init__(message)
         self.shortfall_bytes = shortfall_bytes
+
+
+class ProfileError(DeviceError, ValueError):
+    """A device profile that cannot be found, read or used."""
+
+    code = "invalid_profile"
+
+
+class OutOfMemory(DeviceError):
+    """Memory ran out, or the budget is spent: take a smaller plan.
+
+    Attributes:
+        needed_bytes: What was in use or asked for; 0 if nobody knows.
+        budget_bytes: What there was; 0 if nobody knows.
+    """
+
+    code = "out_of_memory"
+
+    def __init__(self, message: str, needed_bytes: int = 0, budget_bytes: int = 0) -> None:
+        super().__init__(message)
+        self.needed_bytes = needed_bytes
+        self.budget_bytes = budget_bytes
+
+
+class MemoryPressure(OutOfMemory):
+    """The owner's own programs need the memory, and went on needing it.
+
+    Attributes:
+        needed_bytes: What must stay free for them.
+        budget_bytes: What was free.
+    """
+
+    code = "memory_pressure"
 
 
 class ModelError(EdgeError):
