@@ -1,64 +1,157 @@
-"""Measure this machine: memory and cores we may really use, and what the CPU can compute."""
+"""Measure this machine: what it is, what of it we may use, and how it is doing now."""
 
 from __future__ import annotations
 
-import os
+import hashlib
+import json
 import platform
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
-_UNLIMITED_BYTES = 1 << 60  # cgroup v1 writes a number near 2**63 for "no limit"
+from edge_sdk.identity import default_state_folder
+from edge_sdk.sensors.accelerator import AcceleratorReport
+from edge_sdk.sensors.apple import read_metal
+from edge_sdk.sensors.commands import Run, run_command, run_nothing
+from edge_sdk.sensors.cpu import CpuReport, read_cpu
+from edge_sdk.sensors.files import is_this_machine, lines, text
+from edge_sdk.sensors.jetson import read_jetson
+from edge_sdk.sensors.memory import MemoryReport, read_available, read_memory
+from edge_sdk.sensors.nvidia import read_nvidia
+from edge_sdk.sensors.reading import Reading
+from edge_sdk.sensors.surroundings import Surroundings, read_surroundings
+
+_THIS_MACHINE = Path("/")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceReport:
-    """What a device is and what is free on it now.
+    """What a device is, what this process may use of it, and how it is doing now.
+
+    Every reading says where it came from, or why it is missing. The properties are the values
+    a plan needs, as plain numbers.
 
     Attributes:
         system: Operating system and machine, for people.
-        memory_total_bytes: Memory this process can ever have.
-        memory_available_bytes: Memory it can have now without swapping.
-        memory_source: Where the smaller limit came from: the host or a cgroup file.
-        cores: Physical cores this process may use, after affinity and cgroup quota.
-        has_native_bf16: The CPU multiplies bfloat16 in hardware; without it fp32 is faster.
+        board: Name of a board that has one, such as a Raspberry Pi.
+        memory: Memory and every limit on it.
+        cpu: Processor, usable cores and instruction sets.
+        accelerator: GPU, if there is one.
+        surroundings: Power, heat, network, disk and load.
     """
 
     system: str
-    memory_total_bytes: int
-    memory_available_bytes: int
-    memory_source: str
-    cores: int
-    has_native_bf16: bool
+    board: Reading[str]
+    memory: MemoryReport
+    cpu: CpuReport
+    accelerator: AcceleratorReport
+    surroundings: Surroundings
+
+    @property
+    def memory_total_bytes(self) -> int:
+        """Memory this process can ever have; 0 if the machine does not tell."""
+        return self.memory.total_bytes.value or 0
+
+    @property
+    def memory_available_bytes(self) -> int:
+        """Memory this process can have now without swapping; 0 if the machine does not tell."""
+        return self.memory.available_bytes.value or 0
+
+    @property
+    def memory_source(self) -> str:
+        """What limits the memory available: ``host``, a cgroup file or a resource limit."""
+        return self.memory.available_bytes.source
+
+    @property
+    def cores(self) -> int:
+        """Physical cores this process may use, after affinity and cgroup quota."""
+        return self.cpu.cores.value or 1
+
+    @property
+    def has_native_bf16(self) -> bool:
+        """The CPU multiplies bfloat16 in hardware; without it fp32 is faster."""
+        return self.cpu.has_native_bf16
 
 
-def probe(root: Path = Path("/")) -> DeviceReport:
-    """Measure this device; takes milliseconds and never imports torch.
+def probe(
+    root: Path = _THIS_MACHINE, *, run: Run | None = None, state_folder: Path | None = None
+) -> DeviceReport:
+    """Measure this device without importing torch; nothing missing or broken is an error.
+
+    Takes milliseconds, and longer only where a program such as ``nvidia-smi`` must be asked;
+    each of those has 3 s to answer.
 
     Args:
-        root: Where ``proc`` and ``sys`` are; another folder replays a captured machine.
+        root: Where ``proc`` and ``sys`` are; another folder replays a captured machine. Of a
+            capture without memory or cores, those of this machine are reported.
+        run: Asks programs; by default those on PATH, and none for a captured machine.
+        state_folder: Where free disk space is measured; by default this user's state folder.
     """
-    memory = psutil.virtual_memory()
-    total, available, source = int(memory.total), int(memory.available), "host"
-    for limit, used, path in _cgroup_memory(root):
-        total = min(total, limit)
-        if limit - used < available:
-            available, source = max(0, limit - used), str(path)
+    is_live = is_this_machine(root)
+    run = run or (run_command if is_live else run_nothing)
+    if state_folder is None and is_live:
+        state_folder = default_state_folder()
+    system = platform.system() if is_live else "Linux"  # only Linux keeps its readings in files
+    memory = read_memory(root)
+    cpu = read_cpu(root, run, system)
+    threads = cpu.logical_cores.value or 1
     return DeviceReport(
-        system=f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
-        memory_total_bytes=total,
-        memory_available_bytes=available,
-        memory_source=source,
-        cores=_cores(root),
-        has_native_bf16=has_native_bf16(root),
+        system=_describe_system(),
+        board=text(root / "proc/device-tree/model"),
+        memory=memory,
+        cpu=cpu,
+        accelerator=(
+            read_jetson(root, run, memory)
+            or read_metal(system, platform.machine(), cpu, memory)
+            or read_nvidia(run, memory, cpu)
+        ),
+        surroundings=read_surroundings(root, run, system, state_folder, threads),
     )
+
+
+def _describe_system() -> str:
+    return f"{platform.system()} {platform.machine()}, Python {platform.python_version()}"
+
+
+def available_memory(root: Path = _THIS_MACHINE) -> tuple[int, str]:
+    """Return the bytes this process can have now and what limits them; takes milliseconds."""
+    available = read_available(root)
+    return available.value or 0, available.source
+
+
+def has_native_bf16(root: Path = _THIS_MACHINE) -> bool:
+    """Say whether the CPU multiplies bfloat16 in hardware, as far as the system tells."""
+    run = run_command if is_this_machine(root) else run_nothing
+    return read_cpu(root, run, platform.system()).has_native_bf16
+
+
+def fingerprint(report: DeviceReport, versions: Mapping[str, str] | None = None) -> str:
+    """Name what decides a device's speed: measurements stay valid while the name is the same.
+
+    Momentary values such as free memory, load and temperature have no part in it.
+
+    Args:
+        report: The device.
+        versions: Versions of the libraries that compute, by name.
+    """
+    facts = {
+        "cpu": report.cpu.model.value,
+        "instruction_sets": report.cpu.instruction_sets.value,
+        "cores": report.cores,
+        "accelerator": report.accelerator.name.value,
+        "power_mode": report.accelerator.power_mode.value,
+        "is_on_mains": report.surroundings.is_on_mains.value,
+        "versions": dict(versions or {}),
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def peak_rss_bytes() -> int:
     """Return the peak resident memory of this process so far."""
-    for line in _lines(Path("/proc/self/status")):
+    for line in lines(Path("/proc/self/status")):
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
     if sys.platform == "win32":
@@ -66,80 +159,3 @@ def peak_rss_bytes() -> int:
     import resource
 
     return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)  # bytes on macOS
-
-
-def _cgroup_memory(root: Path) -> list[tuple[int, int, Path]]:
-    """Return (limit, used without reclaimable cache, file) of every limiting ancestor cgroup."""
-    found = []
-    for folder in _cgroup_folders(root, "memory"):
-        for limit_name, used_name, cache_key in (
-            ("memory.max", "memory.current", "inactive_file"),
-            ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
-        ):
-            limit = _number(folder / limit_name)
-            if limit is None or limit >= _UNLIMITED_BYTES:
-                continue
-            cache = _keyed(folder / "memory.stat").get(cache_key, 0)
-            used = max(0, (_number(folder / used_name) or 0) - cache)
-            found.append((limit, used, folder / limit_name))
-    return found
-
-
-def _cgroup_folders(root: Path, controller: str) -> list[Path]:
-    """Return our cgroup and its ancestors, v2 and v1, as folders of the cgroup file system."""
-    mount = root / "sys/fs/cgroup"
-    folders = []
-    for line in _lines(root / "proc/self/cgroup"):
-        number, controllers, path = [*line.split(":", 2), "", ""][:3]
-        if number == "0" and not controllers:
-            base = mount
-        elif controller in controllers.split(","):
-            base = mount / controller
-        else:
-            continue
-        here = base / path.lstrip("/")
-        folders += [here, *(x for x in here.parents if x == base or base in x.parents)]
-        folders.append(base)  # inside a container the path may be the host's, the root ours
-    return list(dict.fromkeys(folders))
-
-
-def _cores(root: Path) -> int:
-    logical = os.cpu_count() or 1
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else logical
-    physical = psutil.cpu_count(logical=False) or logical
-    quotas = [x for folder in _cgroup_folders(root, "cpu") if (x := _cpu_quota(folder))]
-    return max(1, int(min([allowed, physical, *quotas])))
-
-
-def _cpu_quota(folder: Path) -> float | None:
-    """Return the cores a cgroup may use, v2 (``cpu.max``) or v1 (``cpu.cfs_*``), if limited."""
-    words = " ".join(_lines(folder / "cpu.max")).split()
-    if len(words) == 2 and words[0].isdigit() and words[1].isdigit():
-        return int(words[0]) / int(words[1])
-    quota, period = _number(folder / "cpu.cfs_quota_us"), _number(folder / "cpu.cfs_period_us")
-    return quota / period if quota and period and quota > 0 else None
-
-
-def has_native_bf16(root: Path = Path("/")) -> bool:
-    """Say whether the CPU multiplies bfloat16 in hardware, as far as Linux tells."""
-    for line in _lines(root / "proc/cpuinfo"):
-        if line.startswith("flags"):
-            return bool({"avx512_bf16", "amx_bf16"} & set(line.split()))
-    return False
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return []
-
-
-def _number(path: Path) -> int | None:
-    words = " ".join(_lines(path)).split()
-    return int(words[0]) if words and words[0].lstrip("-").isdigit() else None
-
-
-def _keyed(path: Path) -> dict[str, int]:
-    pairs = (line.split() for line in _lines(path))
-    return {p[0]: int(p[1]) for p in pairs if len(p) == 2 and p[1].isdigit()}

@@ -1,0 +1,1 @@
+"""What this machine says about itself, one kind of reading a file."""
