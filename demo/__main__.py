@@ -22,9 +22,11 @@ from demo import screen, smollm2, trec
 from demo.processes import Processes
 from edge_sdk.device import probe
 from edge_sdk.errors import EdgeError
-from edge_sdk.memory import activation_bytes, adapter_parameters
-from edge_sdk.model_folder import read_model_shape
-from edge_sdk.plan import Workload
+from edge_sdk.execution import Execution
+from edge_sdk.local_plan import Allowance, LocalPlanner
+from edge_sdk.memory import adapter_parameters
+from edge_sdk.model_folder import config_digest, read_model_shape
+from edge_sdk.plan import Cost, Workload, cost_of
 from edge_sdk.quantities import format_bytes
 
 FOLDER = Path(".demo")
@@ -39,7 +41,8 @@ HELDOUT = 300
 EXAMPLES_PER_DEVICE = 400
 SEED = 7
 TOKENS_LEARNED = 2  # of each example: the answer word and the end token
-FLEET = {"ada": 2, "ben": 4, "cleo": 8, "dan": 16}  # device to the sketch its memory allows
+SKETCH_SIZES = (1, 2, 4, 8, 16)
+FLEET = {"ada": 2, "ben": 4, "cleo": 8, "dan": 16}  # device to the sketch it can afford
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,13 +86,17 @@ def _demo(console: Console) -> None:
     )
     console.print(f"SmolLM2-135M-Instruct in {model}", soft_wrap=True)
     console.print(screen.data_table(split))
-    budgets = _budgets(model)
-    console.print(
-        "Each device gets a memory budget of its own, small enough to make the fleet unequal: "
-        + ", ".join(f"{name} {format_bytes(size)}" for name, size in budgets.items())
-    )
     cores = probe().cores
     threads = max(1, cores // len(FLEET))
+    console.print("Measuring this machine …")
+    allowed = _allowances(model, threads)
+    console.print(
+        "Each device may spend so much memory, and so many bytes on the network per round: "
+        + ", ".join(
+            f"{name} {format_bytes(cost.memory_bytes)} and {format_bytes(cost.transfer_bytes)}"
+            for name, cost in allowed.items()
+        )
+    )
     console.print(
         f"{len(FLEET)} device processes share {cores} cores: {threads} thread(s) each; "
         f"measuring on held-out questions uses {cores}."
@@ -99,7 +106,7 @@ def _demo(console: Console) -> None:
         before = _heldout(processes, "heldout-before", model, cores)
         address, token = _start_server(processes, model)
         console.rule(f"{ROUNDS} rounds on {address}")
-        devices = _device_commands(model, address, token, threads, budgets)
+        devices = _device_commands(model, address, token, threads, allowed)
         outcome = _run_fleet(console, processes, devices)
         adapter = _export(processes, model)
         console.print("Measuring the trained model on the held-out questions …")
@@ -109,6 +116,7 @@ def _demo(console: Console) -> None:
     full = _full_rank_bytes(model)
     console.rule("Result")
     console.print(screen.result_table(summary["heldout"]))
+    budgets = {name: cost.memory_bytes for name, cost in allowed.items()}
     console.print(screen.fleet_table(summary["devices"], budgets, full))
     console.print(f"{ROUNDS} rounds took {outcome.seconds:.0f} s. Summary: {FOLDER}/summary.json")
     console.print(f"The adapter is a PEFT folder: {adapter}. Try it:")
@@ -122,7 +130,7 @@ def _start_server(processes: Processes, model: Path) -> tuple[str, str]:
         model=model,
         base_name="SmolLM2-135M-Instruct",
         rank=RANK,
-        sketch_sizes="1,2,4,8,16",
+        sketch_sizes=",".join(map(str, SKETCH_SIZES)),
         seed=SEED,
         rounds=ROUNDS,
         cohort_size=len(FLEET),
@@ -139,29 +147,46 @@ def _start_server(processes: Processes, model: Path) -> tuple[str, str]:
     return processes.first_line("server")["url"], token["enrolment_token"]
 
 
-def _budgets(model: Path) -> dict[str, int]:
-    """Return, by the planner's own numbers for this machine, what each sketch needs and a bit."""
+def _allowances(model: Path, threads: int) -> dict[str, Cost]:
+    """Return what each sketch costs by the planner's own numbers: so much each device may spend."""
     shape = read_model_shape(model)
     work = Workload(
         shape=shape,
-        layers=shape.target_layers(shape.default_targets),
+        layers=tuple(shape.target_layers(shape.default_targets)),
         r=RANK,
-        quantization="nf4",
-        compute_bytes=activation_bytes("nf4", probe().has_native_bf16),
+        sketch_sizes=SKETCH_SIZES,
+        quantizations=("nf4",),
         batch_size=BATCH_SIZE,
+        local_steps=LOCAL_STEPS,
         length=MAX_LENGTH,
-        predicted=min(MAX_LENGTH, BATCH_SIZE * TOKENS_LEARNED),
+        learned=TOKENS_LEARNED,
     )
-    per_rank = work.need(2).total - work.need(1).total
-    return {name: work.need(k).total + per_rank // 2 for name, k in FLEET.items()}
+    planner = LocalPlanner(Allowance(threads=threads), FOLDER, config_digest(model))
+    machine, budget = planner.machine(measure=True), planner.budget()
+    return {
+        name: cost_of(
+            work,
+            machine,
+            budget,
+            Execution(
+                quantization="nf4",
+                micro_batch=BATCH_SIZE,
+                checkpointing=False,
+                length=MAX_LENGTH,
+                trained_targets=shape.default_targets,
+                k=k,
+            ),
+        )
+        for name, k in FLEET.items()
+    }
 
 
 def _device_commands(
-    model: Path, address: str, token: str, threads: int, budgets: dict[str, int]
+    model: Path, address: str, token: str, threads: int, allowed: dict[str, Cost]
 ) -> dict[str, list[str]]:
     """Return the command of each device, as its owner would type it."""
     commands = {}
-    for name, budget in budgets.items():
+    for name, cost in allowed.items():
         flags = _flags(
             server=address,
             token=token,
@@ -169,7 +194,8 @@ def _device_commands(
             state=FOLDER / "devices" / name,
             data=FOLDER / "data" / f"{name}.jsonl",
             model=model,
-            memory_budget=budget,
+            memory_budget=cost.memory_bytes,
+            transfer_budget=cost.transfer_bytes,
             threads=threads,
         )
         commands[name] = ["edge_sdk", "run", "--json", *flags]
@@ -248,6 +274,7 @@ def _summary(
                 "name": name,
                 "k": rounds[-1]["k"],
                 "examples": split.devices[name].examples,
+                "planned_bytes": rounds[-1]["planned_bytes"],
                 "upload_bytes": [done["upload_bytes"] for done in rounds],
                 "download_bytes": [done["download_bytes"] for done in rounds],
                 "peak_rss_bytes": max(done["peak_rss_bytes"] for done in rounds),

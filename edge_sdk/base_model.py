@@ -16,8 +16,8 @@ from torch import nn
 
 from edge_sdk.device import has_native_bf16
 from edge_sdk.errors import ModelError, WrongBaseModel
-from edge_sdk.heap import release_freed_memory
-from edge_sdk.memory import Quantization
+from edge_sdk.execution import Quantization
+from edge_sdk.heap import allocate_exactly, release_freed_memory
 from edge_sdk.model_folder import read_config
 from edge_sdk.narrow_linear import store_as_bf16
 from edge_sdk.wire.messages import AdapterSpec, BaseModel
@@ -82,6 +82,7 @@ def load_base(
             f"{folder} is already quantized; name the folder of the unquantized model, it is "
             "quantized while it loads"
         )
+    allocate_exactly()
     if threads is not None:
         torch.set_num_threads(threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

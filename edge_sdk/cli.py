@@ -13,13 +13,12 @@ from typing import get_args
 
 import msgspec
 from rich.console import Console
-from rich.table import Table
 
-from edge_sdk.errors import ConfigError, EdgeError
+from edge_sdk.errors import EdgeError
+from edge_sdk.execution import Quantization
 from edge_sdk.identity import default_state_folder
-from edge_sdk.memory import Quantization, activation_bytes
-from edge_sdk.quantities import format_bytes, parse_bytes
-from edge_sdk.wire.messages import TaskType
+from edge_sdk.plan_command import add_allowance_options, add_plan_options, read_allowance, run_plan
+from edge_sdk.quantities import format_bytes
 
 _out = Console(soft_wrap=True)
 
@@ -43,58 +42,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _probe(options: argparse.Namespace) -> None:
-    from edge_sdk.device import probe
+    from edge_sdk.probe_command import run_probe
 
-    report = probe()
+    found = run_probe(_out, options.json, options.refresh, options.threads)
     if options.json:
-        _print_json(asdict(report))
-        return
-    table = Table("reading", "value", title="This device")
-    table.add_row("system", report.system)
-    table.add_row("memory", format_bytes(report.memory_total_bytes))
-    available = format_bytes(report.memory_available_bytes)
-    table.add_row("memory free now", f"{available} (limited by {report.memory_source})")
-    table.add_row("cores we may use", str(report.cores))
-    table.add_row("bfloat16 in hardware", "yes" if report.has_native_bf16 else "no")
-    _out.print(table)
+        _print_json(found)
 
 
 def _plan(options: argparse.Namespace) -> None:
-    from edge_sdk.device import probe
-    from edge_sdk.model_folder import find_model, read_model_shape
-    from edge_sdk.plan import Workload, make_plan, memory_budget
-
-    labels = 0 if options.task_type == "CAUSAL_LM" else options.num_labels
-    shape = read_model_shape(find_model(options.model), options.task_type, labels)
-    report = probe()
-    work = Workload(
-        shape=shape,
-        layers=shape.target_layers(options.target or shape.default_targets),
-        r=options.rank,
-        quantization=options.quantization,
-        compute_bytes=activation_bytes(options.quantization, report.has_native_bf16),
-        batch_size=options.batch_size,
-        length=options.max_length,
-        predicted=options.max_length,
-    )
-    plan = make_plan(work, memory_budget(report.memory_available_bytes, options.memory_budget))
+    plan = run_plan(options, _out)
     if options.json:
-        _print_json({**asdict(plan), "total_bytes": plan.need.total})
-        return
-    table = Table("component", "predicted peak", title=f"{options.model} at k = {plan.k}")
-    for component, size in asdict(plan.need).items():
-        table.add_row(component, format_bytes(size))
-    table.add_section()
-    table.add_row("total", format_bytes(plan.need.total))
-    table.add_row("budget", format_bytes(plan.budget_bytes))
-    _out.print(table)
-    _out.print(f"k = {plan.k} of r = {plan.r}; limited by: {plan.reason}")
-    if plan.next_k_bytes is not None:
-        _out.print(f"k = {plan.k + 1} needs a budget of {format_bytes(plan.next_k_bytes)}")
+        _print_json(plan)
 
 
 def _join(options: argparse.Namespace) -> None:
-    from edge_sdk.client import join
+    from edge_sdk.enrolment import join
 
     identity = join(options.state, options.server, options.token, options.name)
     if options.json:
@@ -117,9 +79,7 @@ def _run(options: argparse.Namespace) -> None:
         enrolment_token=options.token,
         name=options.name,
         state_folder=options.state,
-        memory_budget_bytes=options.memory_budget,
-        quantization=options.quantization,
-        threads=options.threads,
+        allowance=read_allowance(options),
     )
     for done in client.rounds():
         if options.json:
@@ -129,7 +89,8 @@ def _run(options: argparse.Namespace) -> None:
         _out.print(
             f"round {done.round_number}: k {done.k}, loss {done.loss:.3f}, "
             f"up {format_bytes(done.upload_bytes)}, down {format_bytes(done.download_bytes)}, "
-            f"{done.training_s:.1f} s, peak {format_bytes(done.peak_rss_bytes)}{late}"
+            f"{done.training_s:.1f} s, peak {format_bytes(done.peak_rss_bytes)} "
+            f"(planned {format_bytes(done.planned_bytes)}){late}"
         )
 
 
@@ -181,22 +142,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--verbose", action="store_true", help="log every step")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    _command(commands, "probe", _probe, "measure this device")
+    probe = _command(commands, "probe", _probe, "measure this device")
+    probe.add_argument("--refresh", action="store_true", help="measure its speed again")
+    probe.add_argument("--threads", type=int, help="default: the cores this process may use")
 
     plan = _command(commands, "plan", _plan, "what this device can afford to train")
     _add_model(plan, required=True)
-    _add_budget(plan)
-    plan.add_argument("--rank", type=int, required=True, help="global rank r of the adapter")
-    plan.add_argument("--target", nargs="+", help="module name endings (default: by family)")
-    plan.add_argument(
-        "--task-type",
-        choices=get_args(TaskType),
-        default="CAUSAL_LM",
-        help="what the model does",
-    )
-    plan.add_argument("--num-labels", type=int, default=2, help="classes, for SEQ_CLS")
-    plan.add_argument("--batch-size", type=int, default=8, help="examples per optimizer step")
-    plan.add_argument("--max-length", type=int, default=256, help="tokens per example")
+    add_plan_options(plan)
+    add_allowance_options(plan)
+    _add_state(plan)
 
     join = _command(commands, "join", _join, "enrol this device on a server")
     join.add_argument("server", help="address, such as http://127.0.0.1:8765")
@@ -210,8 +164,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--token", help="enrolment token, if this device has not joined yet")
     _add_identity(run)
     _add_model(run, required=False)
-    _add_budget(run)
-    _add_threads(run)
+    add_allowance_options(run)
 
     pull = _command(commands, "pull", _pull, "fetch the newest adapter as a PEFT folder")
     pull.add_argument("out", type=Path, help="folder to write")
@@ -225,8 +178,13 @@ def _parser() -> argparse.ArgumentParser:
     infer.add_argument("--max-new-tokens", type=int, default=64, help="tokens at most")
     infer.add_argument("--chat", action="store_true", help="put the prompt in the chat template")
     _add_model(infer, required=False)
-    _add_quantization(infer)
-    _add_threads(infer)
+    infer.add_argument(
+        "--quantization",
+        choices=get_args(Quantization),
+        default="nf4",
+        help="number format of the frozen base",
+    )
+    infer.add_argument("--threads", type=int, help="default: the cores this process may use")
     return parser
 
 
@@ -249,36 +207,12 @@ def _add_identity(parser: argparse.ArgumentParser) -> None:
 
 def _add_state(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--state", type=Path, default=default_state_folder(), help="folder of the identity"
+        "--state",
+        type=Path,
+        default=default_state_folder(),
+        help="folder of its identity and what it learned",
     )
 
 
 def _add_model(parser: argparse.ArgumentParser, required: bool) -> None:
     parser.add_argument("--model", required=required, help="folder or hub id of the base model")
-
-
-def _add_quantization(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--quantization",
-        choices=get_args(Quantization),
-        default="nf4",
-        help="number format of the frozen base",
-    )
-
-
-def _add_budget(parser: argparse.ArgumentParser) -> None:
-    _add_quantization(parser)
-    parser.add_argument(
-        "--memory-budget", type=_bytes, metavar="SIZE", help="such as 700MB; default: 70 %% of free"
-    )
-
-
-def _add_threads(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--threads", type=int, help="default: the cores this process may use")
-
-
-def _bytes(text: str) -> int:
-    try:
-        return parse_bytes(text)
-    except ConfigError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None

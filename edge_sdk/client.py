@@ -6,26 +6,33 @@ import logging
 import random
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from edge_sdk.device import peak_rss_bytes, probe
-from edge_sdk.errors import ConfigError, RoundClosed, ServerBusy, ServerUnreachable, WrongBaseModel
-from edge_sdk.identity import Identity, default_state_folder, load_identity, save_identity
-from edge_sdk.memory import Quantization, activation_bytes
-from edge_sdk.model_folder import find_model, read_model_shape, weights_digest
+from edge_sdk.device import peak_rss_bytes
+from edge_sdk.enrolment import join
+from edge_sdk.errors import (
+    ConfigError,
+    OutOfMemory,
+    RoundClosed,
+    ServerBusy,
+    ServerUnreachable,
+    WrongBaseModel,
+)
+from edge_sdk.identity import default_state_folder
+from edge_sdk.local_plan import Allowance, LocalPlanner
+from edge_sdk.model_folder import config_digest, find_model, read_model_shape, weights_digest
 from edge_sdk.peft_folder import write_peft_folder
-from edge_sdk.plan import Plan, Workload, make_plan, memory_budget
-from edge_sdk.quantities import format_bytes
+from edge_sdk.plan import Plan, Workload
 from edge_sdk.transport import Transport
-from edge_sdk.wire.messages import Assignment, CheckIn, TaskSpec, UpdateReport, encode_message
-from edge_sdk.wire.payload import Arrays, adapter_shapes, decode, dense_bytes, encode
+from edge_sdk.wire.messages import Assignment, TaskSpec, UpdateReport, encode_message
+from edge_sdk.wire.payload import Arrays, adapter_shapes, decode, dense_bytes, encode, number_bytes
 
 if TYPE_CHECKING:
-    from edge_sdk.base_model import LoadedBase
-    from edge_sdk.data import Example
+    from edge_sdk.participation import Participation
+    from edge_sdk.training import LocalResult
 
 log = logging.getLogger("edge_sdk")
 
@@ -33,40 +40,6 @@ FIRST_OUTAGE_WAIT_S = 1.0
 LONGEST_OUTAGE_WAIT_S = 30.0
 
 _Answer = TypeVar("_Answer")
-
-
-def join(
-    state_folder: Path, server: str | None, enrolment_token: str | None, name: str
-) -> Identity:
-    """Enrol this device on a server, or return the identity it already has there.
-
-    Args:
-        state_folder: Where the identity is kept.
-        server: Base address; None accepts the server joined before.
-        enrolment_token: From the operator; not needed by a device that joined before.
-        name: Of this device, for people.
-
-    Raises:
-        ConfigError: No server or enrolment token to join with.
-        SyncError: The server could not be reached or refused.
-    """
-    known = load_identity(state_folder)
-    if known is not None and server in (None, known.server):
-        return known
-    if server is None or enrolment_token is None:
-        raise ConfigError(
-            f"this device has not joined {server or 'a server'} yet: give the server's address "
-            "and an enrolment token from its operator"
-        )
-    enrolment = Transport(server).enrol(enrolment_token, name)
-    identity = Identity(
-        server=server,
-        device_id=enrolment.device_id,
-        device_token=enrolment.device_token,
-        name=name,
-    )
-    save_identity(state_folder, identity)
-    return identity
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +54,7 @@ class RoundResult:
         download_bytes: Bodies received in this round.
         dense_bytes: The part of each that is a classifier's head and does not follow k.
         training_s: Wall time of the local steps.
+        planned_bytes: Peak memory the plan predicted.
         peak_rss_bytes: Peak memory of this process so far.
         counted: Whether the update came in time.
     """
@@ -92,6 +66,7 @@ class RoundResult:
     download_bytes: int
     dense_bytes: int
     training_s: float
+    planned_bytes: int
     peak_rss_bytes: int
     counted: bool
 
@@ -109,10 +84,8 @@ class EdgeClient:
         enrolment_token: From the operator; needed once.
         name: Of this device, for people; None takes the host name.
         state_folder: Where the identity is kept; None takes the platform's folder.
-        memory_budget_bytes: The most the training process may use; None takes a share of
-            what is free.
-        quantization: Number format of the frozen base.
-        threads: CPU threads for training; None takes the cores this process may use.
+        allowance: What a round may take from this device. While it trains, this process is
+            held to the memory of its plan.
         outage_patience_s: How long to wait for an unreachable server before giving up.
     """
 
@@ -126,9 +99,7 @@ class EdgeClient:
         enrolment_token: str | None = None,
         name: str | None = None,
         state_folder: str | Path | None = None,
-        memory_budget_bytes: int | None = None,
-        quantization: Quantization = "nf4",
-        threads: int | None = None,
+        allowance: Allowance | None = None,
         outage_patience_s: float = 600.0,
     ) -> None:
         self._data = Path(data) if data is not None else None
@@ -138,92 +109,115 @@ class EdgeClient:
         self._enrolment_token = enrolment_token
         self._name = name or socket.gethostname()
         self._state = Path(state_folder) if state_folder else default_state_folder()
-        self._memory_budget_bytes = memory_budget_bytes
-        self._quantization: Quantization = quantization
-        self._threads = threads
+        self._allowance = allowance or Allowance()
         self._outage_patience_s = outage_patience_s
         self._transport: Transport | None = None
         self._task: TaskSpec | None = None
-        self._base: LoadedBase | None = None
 
     def plan(self) -> Plan:
-        """Decide the largest sketch this device can afford now, for examples as long as allowed.
+        """Decide what this device can afford now, for examples as long as the task allows.
 
         Raises:
             NotFeasible: Nothing fits the budget.
             WrongBaseModel: The local base model is not the one the task pins.
         """
-        length = self._fetch_task().training.max_length
-        return self._plan(length, predicted=length)
-
-    def _plan(self, length: int, predicted: int) -> Plan:
         task = self._fetch_task()
-        labels = len(task.base.labels)
-        report = probe()
-        work = Workload(
-            shape=read_model_shape(self._base_folder(task), task.base.task_type, labels),
-            layers=task.adapter.layers,
-            r=task.adapter.r,
-            quantization=self._quantization,
-            compute_bytes=activation_bytes(self._quantization, report.has_native_bf16),
-            batch_size=task.training.batch_size,
-            length=length,
-            predicted=predicted,
-        )
-        return make_plan(
-            work, memory_budget(report.memory_available_bytes, self._memory_budget_bytes)
-        )
-
-    def _plan_for(self, examples: Sequence[Example]) -> Plan:
-        """Plan for the data as it is: its longest example, and the places where it is learned."""
-        length = max(len(example.tokens) for example in examples)
-        learned = max(sum(example.is_learned) for example in examples)
-        batch_size = self._fetch_task().training.batch_size
-        return self._plan(length, predicted=min(length, batch_size * learned))
+        length = task.training.max_length
+        work = self._workload(task, length, learned=length)
+        return self._planner(task).plan(work, task.policy.deadline_s)
 
     def rounds(self) -> Iterator[RoundResult]:
         """Take part in rounds until the task is finished, yielding each one as it ends.
 
         The caller may stop iterating at any time. A server that goes away is waited for; a
-        round that was missed is reported with ``counted=False``.
+        round that was missed is reported with ``counted=False``. Where memory runs out, the
+        same round is done again with a smaller sketch.
 
         Raises:
             EdgeError: What cannot be mended by waiting; see :mod:`edge_sdk.errors`.
         """
-        from edge_sdk.base_model import load_tokenizer
-        from edge_sdk.data import load_examples
-
         if self._data is None:
             raise ConfigError("taking part needs training data: name a JSONL file")
         task = self._fetch_task()
-        folder = self._base_folder(task)
-        examples = load_examples(
-            self._data, load_tokenizer(folder), task.base, task.training.max_length
-        )
-        plan = self._plan_for(examples)
-        log.info(
-            "%d examples; can train up to %d of %d ranks in %s",
-            len(examples),
-            plan.k,
-            plan.r,
-            format_bytes(plan.budget_bytes),
-        )
-        message = CheckIn(base_digest=task.base.digest, affordable_k=plan.k, examples=len(examples))
+        part = self._take_part(task, self._data)
         transport = self._connected()
         while True:
             before = transport.uploaded_bytes, transport.downloaded_bytes
-            reply = self._patiently(lambda: transport.check_in(task.name, message))
+            reply = self._patiently(lambda: transport.check_in(task.name, part.check_in()))
             if reply.state == "finished":
                 return
             if reply.assignment is None:
                 time.sleep(reply.retry_after_s * random.uniform(0.8, 1.2))  # noqa: S311 - jitter
                 continue
             try:
-                slices = self._fetch_slice(task, reply.assignment)
+                work, result = self._train(part, reply.assignment)
             except RoundClosed:
-                log.warning("round %d closed before this device began", reply.round_number)
+                log.warning("round %d closed before this device was done", reply.round_number)
                 continue
-            yield self._one_round(task, folder, reply.assignment, slices, examples, before)
+            yield self._submit(part, work, result, before)
+
+    def _take_part(self, task: TaskSpec, data: Path) -> Participation:
+        """Read the examples, plan for them as they are, and load the base."""
+        from edge_sdk.local_trainer import LocalTrainer, describe
+        from edge_sdk.participation import Participation
+
+        planner = self._planner(task)
+        trainer = LocalTrainer(task, self._base_folder(task), data, planner.threads)
+        work = self._workload(task, trainer.longest, trainer.learned)
+        plan = planner.plan(work, task.policy.deadline_s)
+        part = Participation(task, planner, trainer, work, plan)
+        log.info("%d examples; %s", len(trainer.examples), describe(plan))
+        while True:
+            try:
+                trainer.prepare(part.plan)
+            except OutOfMemory as error:
+                part.step_down(error)
+            else:
+                return part
+
+    def _train(self, part: Participation, work: Assignment) -> tuple[Assignment, LocalResult]:
+        """Train an assignment, or a smaller one of the same round if memory runs out.
+
+        Raises:
+            RoundClosed: The round went on without this device.
+            NotFeasible: There is no smaller plan.
+        """
+        while True:
+            slices = self._fetch_slice(part.task, work)
+            log.info("round %d: training %d ranks", work.round_number, work.k)
+            try:
+                return work, part.trainer.train(part.plan, work, slices)
+            except OutOfMemory as error:
+                part.step_down(error)
+            del slices
+            work = self._smaller_work(part, work)
+
+    def _smaller_work(self, part: Participation, work: Assignment) -> Assignment:
+        """Ask for a smaller sketch of the same round."""
+        transport = self._connected()
+        reply = self._patiently(lambda: transport.check_in(part.task.name, part.check_in()))
+        if reply.assignment is None or reply.round_number != work.round_number:
+            raise RoundClosed(f"round {work.round_number} is over: check in for the next one")
+        return reply.assignment
+
+    def _planner(self, task: TaskSpec) -> LocalPlanner:
+        key = config_digest(self._base_folder(task))
+        return LocalPlanner(self._allowance, self._state, key)
+
+    def _workload(self, task: TaskSpec, length: int, learned: int) -> Workload:
+        base = task.base
+        return Workload(
+            shape=read_model_shape(self._base_folder(task), base.task_type, len(base.labels)),
+            layers=tuple(task.adapter.layers),
+            r=task.adapter.r,
+            sketch_sizes=tuple(task.policy.sketch_sizes),
+            quantizations=self._allowance.quantizations,
+            batch_size=task.training.batch_size,
+            local_steps=task.training.local_steps,
+            length=length,
+            learned=learned,
+            wire_bytes=number_bytes(task.adapter.wire_dtype),
+        )
 
     def pull(self, folder: str | Path) -> int:
         """Write the newest global adapter as a PEFT folder and return its version."""
@@ -241,58 +235,41 @@ class EdgeClient:
         body = self._patiently(lambda: transport.slice_body(task, work.round_number, work.k))
         return decode(body, adapter_shapes(task.adapter, work.k), task.adapter.wire_dtype)[0]
 
-    def _one_round(
+    def _submit(
         self,
-        task: TaskSpec,
-        folder: Path,
+        part: Participation,
         work: Assignment,
-        slices: Arrays,
-        examples: Sequence[Example],
+        result: LocalResult,
         before: tuple[int, int],
     ) -> RoundResult:
-        from edge_sdk.training import train_round
-
-        transport = self._connected()
-        base = self._loaded(task, folder)
-        log.info("round %d: training %d ranks", work.round_number, work.k)
-        result = train_round(
-            base,
-            task.adapter,
-            work.k,
-            slices,
-            work.training,
-            examples,
-            work.seed,
-            on_step=lambda step, loss: log.debug("step %d: loss %.4f", step, loss),
-        )
+        transport, adapter = self._connected(), part.task.adapter
+        peak_bytes = peak_rss_bytes()
+        part.learn(result, peak_bytes)
         report = UpdateReport(
-            examples=len(examples),
+            examples=len(part.trainer.examples),
             loss=result.loss,
             seconds=result.seconds,
-            peak_rss_bytes=peak_rss_bytes(),
+            peak_rss_bytes=peak_bytes,
         )
-        update = encode(result.update, task.adapter.wire_dtype, encode_message(report))
-        counted = self._submit(task.name, work.round_number, update)
+        update = encode(result.update, adapter.wire_dtype, encode_message(report))
+        counted = True
+        try:
+            self._patiently(lambda: transport.submit(part.task.name, work.round_number, update))
+        except RoundClosed:
+            log.warning("round %d closed before this device was done", work.round_number)
+            counted = False
         return RoundResult(
             round_number=work.round_number,
             k=work.k,
             loss=result.loss,
             upload_bytes=transport.uploaded_bytes - before[0],
             download_bytes=transport.downloaded_bytes - before[1],
-            dense_bytes=dense_bytes(task.adapter),
+            dense_bytes=dense_bytes(adapter),
             training_s=result.seconds,
-            peak_rss_bytes=report.peak_rss_bytes,
+            planned_bytes=part.plan.cost.peak_bytes,
+            peak_rss_bytes=peak_bytes,
             counted=counted,
         )
-
-    def _submit(self, task: str, round_number: int, update: bytes) -> bool:
-        transport = self._connected()
-        try:
-            self._patiently(lambda: transport.submit(task, round_number, update))
-        except RoundClosed:
-            log.warning("round %d closed before this device was done", round_number)
-            return False
-        return True
 
     def _connected(self) -> Transport:
         if self._transport is None:
@@ -317,17 +294,6 @@ class EdgeClient:
                 "folder"
             )
         return folder
-
-    def _loaded(self, task: TaskSpec, folder: Path) -> LoadedBase:
-        """Load the base once and keep it between rounds."""
-        if self._base is None:
-            from edge_sdk.base_model import load_base, verify_layers
-
-            threads = self._threads or probe().cores
-            log.info("loading the base model from %s", folder)
-            self._base = load_base(folder, task.base, self._quantization, threads)
-            verify_layers(self._base, task.adapter)
-        return self._base
 
     def _patiently(self, exchange: Callable[[], _Answer]) -> _Answer:
         """Repeat an exchange until the server answers or patience runs out."""

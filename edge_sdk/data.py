@@ -60,6 +60,11 @@ class Batch:
     attention_mask: Tensor
     targets: Tensor
 
+    def count(self) -> int:
+        """Return how many targets are learned; a text's first token never is one."""
+        learned = self.targets if self.targets.ndim == 1 else self.targets[:, 1:]
+        return int((learned != IGNORED).sum())
+
 
 def load_examples(path: Path, tokenizer: Any, base: BaseModel, max_length: int) -> list[Example]:
     """Read every example of a JSONL file; blank lines are skipped.

@@ -75,17 +75,27 @@ class DeviceError(EdgeError):
 
 
 class NotFeasible(DeviceError):
-    """No sketch size fits the budget.
+    """No way of training fits the budgets.
 
     Attributes:
-        shortfall_bytes: How much more memory the smallest plan needs.
+        shortfall_bytes: How much more memory the thriftiest way needs.
+        shortfall_s: How much more time it needs.
+        shortfall_transfer_bytes: How many more bytes it moves than allowed.
     """
 
     code = "not_feasible"
 
-    def __init__(self, message: str, shortfall_bytes: int = 0) -> None:
+    def __init__(
+        self,
+        message: str,
+        shortfall_bytes: int = 0,
+        shortfall_s: float = 0.0,
+        shortfall_transfer_bytes: int = 0,
+    ) -> None:
         super().__init__(message)
         self.shortfall_bytes = shortfall_bytes
+        self.shortfall_s = shortfall_s
+        self.shortfall_transfer_bytes = shortfall_transfer_bytes
 
 
 class ProfileError(DeviceError, ValueError):

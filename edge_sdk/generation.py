@@ -10,8 +10,8 @@ import torch
 
 from edge_sdk.base_model import LoadedBase, load_base, verify_layers
 from edge_sdk.errors import AdapterError, ConfigError, DataError, WrongBaseModel
+from edge_sdk.execution import Quantization
 from edge_sdk.lora import attach, check_slices
-from edge_sdk.memory import Quantization
 from edge_sdk.model_folder import read_config, weights_digest
 from edge_sdk.peft_folder import read_labels, read_peft_config, read_peft_tensors
 from edge_sdk.sketch import lora_scaling

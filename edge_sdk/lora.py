@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -54,10 +54,14 @@ class SketchedAdapter:
         self._parameters: dict[str, nn.Parameter] = {}
         self._undo: list[Callable[[], None]] = []
 
-    def put_layer(self, model: nn.Module, name: str, A: Tensor, B: Tensor, scale: float) -> None:
+    def put_layer(
+        self, model: nn.Module, name: str, A: Tensor, B: Tensor, scale: float, is_trained: bool
+    ) -> None:
         """Wrap one linear layer; ``A (k, d_in)``, ``B (d_out, k)``."""
         owner, child = _owner(model, name)
         sketched = SketchedLinear(owner.get_submodule(child), B, A, scale)
+        sketched.lora_A.requires_grad_(is_trained)
+        sketched.lora_B.requires_grad_(is_trained)
         self._undo.append(_replace(owner, child, sketched))
         self._parameters[f"{name}.lora_A"] = sketched.lora_A
         self._parameters[f"{name}.lora_B"] = sketched.lora_B
@@ -75,11 +79,11 @@ class SketchedAdapter:
             self._undo += [enter.remove, leave.remove]
 
     def parameters(self) -> list[nn.Parameter]:
-        """Return what is trained: every A and B, then the dense parameters."""
-        return list(self._parameters.values())
+        """Return what is trained: A and B of every trained layer, then the dense parameters."""
+        return [x for x in self._parameters.values() if x.requires_grad]
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """Return copies of all trained values under the names the wire uses."""
+        """Return copies of all values, trained or not, under the names the wire uses."""
         return {
             name: parameter.detach().cpu().numpy().copy()
             for name, parameter in self._parameters.items()
@@ -92,7 +96,11 @@ class SketchedAdapter:
 
 
 def attach(
-    model: nn.Module, adapter: AdapterSpec, slices: NamedArrays, scale: float
+    model: nn.Module,
+    adapter: AdapterSpec,
+    slices: NamedArrays,
+    scale: float,
+    trained_targets: Collection[str] | None = None,
 ) -> SketchedAdapter:
     """Put sketched ranks and dense parameters on a model, in place.
 
@@ -101,6 +109,8 @@ def attach(
         adapter: Names and sizes.
         slices: Every tensor of ``adapter_shapes(adapter, k)`` for one k; copied.
         scale: Of ``B A`` in the forward, see :func:`edge_sdk.sketch.sketched_scaling`.
+        trained_targets: Endings of the layer names to train; the ranks of the others take part
+            in the forward pass and stay as they are. None trains all.
 
     Raises:
         AdapterError: The arrays are not those of the adapter; the model is as before.
@@ -112,7 +122,8 @@ def attach(
     try:
         for layer in adapter.layers:
             A, B = given[f"{layer.name}.lora_A"], given[f"{layer.name}.lora_B"]
-            attached.put_layer(model, layer.name, A, B, scale)
+            is_trained = trained_targets is None or layer.ending in trained_targets
+            attached.put_layer(model, layer.name, A, B, scale, is_trained)
         for dense in adapter.dense:
             attached.put_dense(model, dense.name, given[dense.name])
     except AttributeError as error:

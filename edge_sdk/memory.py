@@ -1,26 +1,26 @@
-"""How many bytes a model and a training plan need, from shapes alone.
+"""How many bytes a model and a way to train it need, from the model's configuration alone.
 
-The terms are those of LoRA on a frozen base in PyTorch. The constants were fitted to peak
-resident memory measured on the CPU; see ``docs/planning.md`` for the measurements.
+The peak is that of loading the base or that of a training step. The terms count tensors that are
+alive at once, as PyTorch's autograd keeps them for the models of ``transformers``; that is the
+resident memory of a process whose freed blocks go back to the system, see :mod:`edge_sdk.heap`.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
-from typing import Literal
 
+from edge_sdk.execution import Execution, Quantization
 from edge_sdk.model_shape import ModelShape
 from edge_sdk.wire.messages import LayerSpec
 
-Quantization = Literal["nf4", "bf16", "fp32"]
-"""Number format of the frozen linear layers on the device."""
-
-WEIGHT_BYTES = {"nf4": 0.53, "bf16": 2.0, "fp32": 4.0}  # nf4: 4 bits and double-quantized scales
-RUNTIME_BYTES = 450_000_000  # torch, transformers and bitsandbytes imported, and their threads
-TRAINED_BYTES = 28  # in fp32: value, gradient, two moments of AdamW; before, after, update
-ALLOCATOR_SLACK = 0.40  # freed tensors of many sizes leave gaps that grow over the steps
-FILE_BYTES = 2  # a weight in the model's files, which are mapped while they are read
+NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # 4 bits, double-quantized scales of 64 and 256
+TRAINED_BYTES = 16  # per trained number in fp32: as received, value, two moments
+GRADIENT_BYTES = 4
+FROZEN_BYTES = 8  # per number that is not trained: as received, value
+TOKENIZER_BYTES = 350  # per entry of the vocabulary
+LOGITS_BYTES = 12  # per logit in fp32: log-probability, its gradient, the logit's gradient
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,26 +28,25 @@ class MemoryNeed:
     """Peak memory of the training process by component, in bytes.
 
     Attributes:
-        runtime: Interpreter and imported libraries.
+        runtime: Interpreter, imported libraries, tokenizer.
         base: Frozen linear layers in their number format.
         embeddings: Embeddings and output head, never quantized.
-        workspace: Largest layer, widened for one multiplication, and its gradient's.
-        activations: Kept from forward to backward.
-        logits: Output scores and their gradient.
-        adapter: Trained ranks and dense parameters: values, gradients, optimizer moments.
-        slack: What the allocator keeps beyond that.
-        loading: What loading the base needs beyond all of the above; 0 if training needs more.
+        adapter: Ranks and dense parameters: as received, values, optimizer moments, and the
+            gradients that are there when activations are at their most.
+        activations: Kept from the forward to the backward pass.
+        workspace: Gradients of one block, and its largest layer widened for a multiplication.
+        logits: Log-probabilities and gradients, as far as they exceed the workspace.
+        spike: What loading the base, or the end of a step, needs beyond all of the above.
     """
 
     runtime: int
     base: int
     embeddings: int
-    workspace: int
-    activations: int
-    logits: int
     adapter: int
-    slack: int
-    loading: int
+    activations: int
+    workspace: int
+    logits: int
+    spike: int
 
     @property
     def total(self) -> int:
@@ -60,56 +59,120 @@ def activation_bytes(quantization: Quantization, has_native_bf16: bool) -> int:
     return 2 if has_native_bf16 and quantization != "fp32" else 4
 
 
-def adapter_parameters(layers: list[LayerSpec], k: int) -> int:
+def adapter_parameters(layers: Sequence[LayerSpec], k: int) -> int:
     """Return how many numbers a k-rank adapter on these layers has."""
     return k * sum(layer.d_in + layer.d_out for layer in layers)
 
 
 def memory_need(
     shape: ModelShape,
-    layers: list[LayerSpec],
-    k: int,
+    layers: Sequence[LayerSpec],
+    execution: Execution,
     *,
-    quantization: Quantization,
-    compute_bytes: int,
     batch_size: int,
-    length: int,
     predicted: int,
+    has_native_bf16: bool,
+    runtime_bytes: int,
 ) -> MemoryNeed:
-    """Estimate the peak memory of training ``k`` ranks.
+    """Predict the peak memory of training.
 
     Args:
         shape: The base model.
-        layers: Adapted layers.
-        k: Sketch size.
-        quantization: Number format of the frozen linear layers.
-        compute_bytes: Bytes per number in activations, see :func:`activation_bytes`.
-        batch_size: Sequences per step.
-        length: Tokens of the longest sequence.
-        predicted: Places per sequence for which logits are computed.
+        layers: Every adapted layer, trained or not.
+        execution: How it is trained.
+        batch_size: Examples per step; more than one micro-batch keeps gradients in between.
+        predicted: Places per sequence for which a causal LM computes logits.
+        has_native_bf16: The CPU multiplies bf16 in hardware.
+        runtime_bytes: Resident memory of the libraries, before a model is loaded.
     """
-    tokens = batch_size * length
-    per_token_and_layer = 20 * shape.hidden_size + 6 * shape.intermediate_size + 4 * shape.kv_size
-    largest = max(layer.d_in * layer.d_out for layer in shape.linears)
+    compute = activation_bytes(execution.quantization, has_native_bf16)
+    base, embeddings, loading = _held_weights(shape, execution.quantization, compute)
+    trained = [x for x in layers if x.ending in execution.trained_targets]
+    frozen = [x for x in layers if x.ending not in execution.trained_targets]
     dense = sum(math.prod(spec.shape) for spec in shape.dense)
-    is_causal = not shape.dense
-    held_bytes = 4 if quantization == "fp32" else compute_bytes
-    terms = {
-        "runtime": RUNTIME_BYTES,
-        "base": int(shape.linear_parameters * WEIGHT_BYTES[quantization]),
-        "embeddings": shape.embedding_parameters * held_bytes,
-        "workspace": 2 * largest * compute_bytes if quantization != "fp32" else 0,
-        "activations": tokens * shape.num_layers * per_token_and_layer * compute_bytes,
-        "logits": batch_size * predicted * shape.vocab_size * (compute_bytes + 8) * is_causal,
-        "adapter": (adapter_parameters(layers, k) + dense) * TRAINED_BYTES,
-    }
-    terms["slack"] = int((sum(terms.values()) - RUNTIME_BYTES) * ALLOCATOR_SLACK)
-    loading = RUNTIME_BYTES + _loading_bytes(shape, quantization, held_bytes)
-    return MemoryNeed(**terms, loading=max(0, loading - sum(terms.values())))
+    numbers = adapter_parameters(trained, execution.k) + dense
+    passive = FROZEN_BYTES * adapter_parameters(frozen, execution.k)
+    tokens = execution.micro_batch * execution.length
+    kept = kept_bytes(shape, trained, execution.k, compute) * tokens
+    boundary = shape.hidden_size * compute * tokens
+    blocks = (
+        boundary * (shape.num_layers - 1) + kept
+        if execution.checkpointing
+        else (kept * shape.num_layers)
+    )
+    workspace = _workspace_bytes(shape, execution.quantization, compute, tokens)
+    scores = execution.micro_batch * min(predicted, execution.length) * shape.vocab_size
+    logits = scores * (LOGITS_BYTES + (2 if compute == 2 else 0)) * (not shape.dense)
+    gradients = GRADIENT_BYTES * numbers
+    held_gradients = gradients * (batch_size > execution.micro_batch)
+    adapter = TRAINED_BYTES * numbers + passive + held_gradients
+    transient = max(workspace, logits)
+    step = max(blocks + boundary + transient, gradients - held_gradients)
+    return MemoryNeed(
+        runtime=runtime_bytes + TOKENIZER_BYTES * shape.vocab_size,
+        base=base,
+        embeddings=embeddings,
+        adapter=adapter,
+        activations=int(blocks + boundary),
+        workspace=int(workspace),
+        logits=int(max(0, logits - workspace)),
+        spike=int(max(adapter + step, loading) - adapter - blocks - boundary - transient),
+    )
 
 
-def _loading_bytes(shape: ModelShape, quantization: Quantization, held_bytes: int) -> int:
-    """Weights as they lie in the file, and what they are widened to on their way."""
-    parameters = shape.linear_parameters + shape.embedding_parameters
-    widened = shape.embedding_parameters if quantization == "bf16" else parameters
-    return FILE_BYTES * parameters + held_bytes * widened
+def _held_weights(
+    shape: ModelShape, quantization: Quantization, compute: int
+) -> tuple[int, int, int]:
+    """Return the bytes of linear layers, of embeddings, and what loading adds for a moment.
+
+    Weights held in the format of the file are views of the mapped file; as long as there is
+    one, all pages that were ever read stay.
+    """
+    linears, outside = shape.linear_parameters, shape.embedding_parameters
+    stored = shape.file_number_bytes
+    wide = {"nf4": NF4_BYTES, "bf16": 2, "fp32": 4}[quantization]
+    is_linear_mapped, is_outside_mapped = wide == stored, compute == stored
+    stays_mapped = is_linear_mapped or is_outside_mapped
+    pages = stored if stays_mapped else 0
+    base = linears * (pages + wide * (not is_linear_mapped))
+    embeddings = outside * (pages + compute * (not is_outside_mapped))
+    largest = max(layer.d_in * layer.d_out for layer in shape.linears)
+    converting = 8 * largest * (quantization == "nf4")
+    mapped = 0 if stays_mapped else stored * (linears + outside)
+    return int(base), int(embeddings), mapped + converting
+
+
+def kept_bytes(shape: ModelShape, trained: Collection[LayerSpec], k: int, compute: int) -> float:
+    """Return what autograd keeps of one token in one block, in bytes.
+
+    Tensors of one number per token or head are left out, as are those of the rotation: they
+    are below one percent.
+    """
+    d, inner, kv, q = shape.hidden_size, shape.intermediate_size, shape.kv_size, shape.q_size
+    endings = {layer.ending for layer in trained}
+    ranks = k * len(trained) / shape.num_layers
+    if shape.is_encoder:
+        attention_input = d * bool(endings & {"query", "key", "value"})
+        numbers = attention_input + 4 * d + 2 * d + inner
+        if "dense" in endings:  # of the attention's output, which is kept anyway, and both others
+            numbers += d + inner
+        return compute * (numbers + ranks)
+    norm_input = d * 4  # RMSNorm computes in fp32
+    fused = shape.model_type == "phi3"
+    attention_input = d * bool(endings & {"q_proj", "k_proj", "v_proj", "qkv_proj"} or fused)
+    mlp_input = d * bool(endings & {"gate_proj", "up_proj", "gate_up_proj"} or fused)
+    product = inner * bool(endings & {"down_proj"})
+    numbers = attention_input + mlp_input + product + 2 * q + 2 * kv + 3 * inner
+    if shape.model_type == "qwen3":
+        numbers += q + kv  # their normalization keeps its input
+    if fused:
+        numbers += q + kv  # slices keep the whole fused output
+    return 2 * norm_input + compute * (numbers + ranks)
+
+
+def _workspace_bytes(
+    shape: ModelShape, quantization: Quantization, compute: int, tokens: int
+) -> int:
+    largest = max(layer.d_in * layer.d_out for layer in shape.linears)
+    widened = 0 if quantization == "fp32" else largest * compute
+    return widened + tokens * compute * (3 * shape.intermediate_size + 2 * shape.hidden_size)

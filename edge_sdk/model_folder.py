@@ -106,6 +106,16 @@ def tensor_shapes(folder: Path) -> dict[str, list[int]]:
     return shapes
 
 
+def config_digest(folder: Path) -> str:
+    """Return the SHA-256 of a model's configuration: two models of one shape share it.
+
+    Raises:
+        ModelError: It is missing or not a JSON object.
+    """
+    content = json.dumps(read_config(folder), sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
 def weights_digest(folder: Path) -> str:
     """Return the SHA-256 over the model's safetensors files, 64 hex digits.
 

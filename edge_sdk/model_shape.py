@@ -35,12 +35,14 @@ class ModelShape:
         intermediate_size: Width inside the feed-forward block.
         num_layers: Blocks.
         num_heads: Attention heads.
+        q_size: Width of the queries, all heads together.
         kv_size: Width of the keys, all key heads together.
         vocab_size: Tokens.
         linears: Every linear layer inside the blocks; these are what gets quantized.
         embedding_parameters: Token, position and type embeddings, and an untied output head.
         dense: Classifier head of a sequence classifier; empty for a causal LM.
         default_targets: Module name endings usually adapted in this family.
+        file_number_bytes: Bytes per number in the model's files.
     """
 
     model_type: str
@@ -48,12 +50,19 @@ class ModelShape:
     intermediate_size: int
     num_layers: int
     num_heads: int
+    q_size: int
     kv_size: int
     vocab_size: int
     linears: tuple[LayerSpec, ...]
     embedding_parameters: int
     dense: tuple[DenseSpec, ...]
     default_targets: tuple[str, ...]
+    file_number_bytes: int = 2
+
+    @property
+    def is_encoder(self) -> bool:
+        """Whether its blocks are those of BERT."""
+        return self.model_type in _BERT_LIKE
 
     @property
     def linear_parameters(self) -> int:
@@ -66,14 +75,14 @@ class ModelShape:
         Raises:
             ConfigError: A target matches no layer.
         """
-        endings = {layer.name.rsplit(".", 1)[-1] for layer in self.linears}
+        endings = {layer.ending for layer in self.linears}
         unknown = sorted(set(target_modules) - endings)
         if unknown or not target_modules:
             raise ConfigError(
                 f"target modules {unknown or list(target_modules)} match no layer of a "
                 f"{self.model_type} model; it has {', '.join(sorted(endings))}"
             )
-        return [x for x in self.linears if x.name.rsplit(".", 1)[-1] in set(target_modules)]
+        return [x for x in self.linears if x.ending in set(target_modules)]
 
 
 def read_shape(
@@ -140,17 +149,25 @@ def shape_from_tensors(
         intermediate_size=max(max(layer.d_in, layer.d_out) for layer in linears),
         num_layers=len({_block_number(name) for name in in_blocks}),
         num_heads=int(config.get("num_attention_heads", 1)),
+        q_size=d,
         kv_size=d,
         vocab_size=max((int(shape[0]) for shape in outside), default=0),
         linears=linears,
         embedding_parameters=sum(int(shape[0]) * int(shape[1]) for shape in outside),
         dense=(),
         default_targets=(),
+        file_number_bytes=_file_number_bytes(config),
     )
 
 
 def _family(config: Mapping[str, Any]) -> str:
     return str(config.get("model_type"))
+
+
+def _file_number_bytes(config: Mapping[str, Any]) -> int:
+    """Return 4 for a model saved in fp32, which old configurations leave unsaid, else 2."""
+    named = config.get("dtype") or config.get("torch_dtype") or "float32"
+    return 4 if named == "float32" else 2
 
 
 def _block_number(name: str) -> int | None:
@@ -195,12 +212,14 @@ def _llama_like(config: Mapping[str, Any], task_type: TaskType, num_labels: int)
         intermediate_size=inner,
         num_layers=int(config["num_hidden_layers"]),
         num_heads=heads,
+        q_size=q_size,
         kv_size=kv_size,
         vocab_size=vocabulary,
         linears=_repeat("model.layers", int(config["num_hidden_layers"]), block),
         embedding_parameters=vocabulary * d * (1 if tied or classifies else 2),
         dense=(DenseSpec(name="score.weight", shape=[num_labels, d]),) if classifies else (),
         default_targets=DEFAULT_TARGETS["phi3" if family == "phi3" else "llama"],
+        file_number_bytes=_file_number_bytes(config),
     )
 
 
@@ -234,12 +253,14 @@ def _bert_like(config: Mapping[str, Any], task_type: TaskType, num_labels: int) 
         intermediate_size=inner,
         num_layers=int(config["num_hidden_layers"]),
         num_heads=int(config["num_attention_heads"]),
+        q_size=d,
         kv_size=d,
         vocab_size=vocabulary,
         linears=_repeat(f"{prefix}.encoder.layer", int(config["num_hidden_layers"]), block),
         embedding_parameters=(vocabulary + positions) * d,
         dense=tuple(dense),
         default_targets=DEFAULT_TARGETS["bert"],
+        file_number_bytes=_file_number_bytes(config),
     )
 
 

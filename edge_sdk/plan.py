@@ -1,55 +1,173 @@
-"""Decide the largest sketch a device can afford; numbers in, decision out."""
+"""Decide the most a device can contribute within its budgets; numbers in, decision out."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
-from edge_sdk.errors import NotFeasible
-from edge_sdk.memory import MemoryNeed, Quantization, memory_need
+from edge_sdk.errors import ConfigError, NotFeasible
+from edge_sdk.execution import Execution, Quantization
+from edge_sdk.memory import MemoryNeed, adapter_parameters, memory_need
 from edge_sdk.model_shape import ModelShape
-from edge_sdk.quantities import format_bytes
+from edge_sdk.quantities import format_bytes, format_seconds
+from edge_sdk.rates import Rates
 from edge_sdk.sketch import check_sizes
+from edge_sdk.step_time import StepTime, step_time
 from edge_sdk.wire.messages import LayerSpec
 
 SHARE_OF_FREE_MEMORY = 0.7  # without a stated budget, the rest stays with the owner
+SHORTEST_LENGTH = 32  # tokens to which examples are cut before target modules are dropped
+MEMORY_MARGIN, CALIBRATED_MEMORY_MARGIN = 0.06, 0.03  # of the prediction, on top of it
+TIME_MARGIN, CALIBRATED_TIME_MARGIN = 0.30, 0.15
+SHARE_AFTER_FAILURE = 0.9  # of the memory that proved too little
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
-    """What is to be trained, apart from how many ranks.
+    """What a task asks of a device, with the device's data.
 
     Attributes:
         shape: The base model.
-        layers: Adapted layers.
+        layers: Every adapted layer.
         r: Global rank.
-        quantization: Number format of the frozen base.
-        compute_bytes: Bytes per number in activations.
-        batch_size: Sequences per step.
-        length: Tokens of the longest sequence.
-        predicted: Places per sequence for which logits are computed.
+        sketch_sizes: The task's ladder of k.
+        quantizations: Number formats allowed for the frozen layers, the preferred one first.
+        batch_size: Examples per optimizer step.
+        local_steps: Optimizer steps per round.
+        length: Tokens of the longest example.
+        learned: Tokens of an example that are learned, at most.
+        wire_bytes: Per number on the wire.
     """
 
     shape: ModelShape
-    layers: list[LayerSpec]
+    layers: tuple[LayerSpec, ...]
     r: int
-    quantization: Quantization
-    compute_bytes: int
+    sketch_sizes: tuple[int, ...]
+    quantizations: tuple[Quantization, ...]
     batch_size: int
+    local_steps: int
     length: int
-    predicted: int
+    learned: int
+    wire_bytes: int = 4
 
-    def need(self, k: int) -> MemoryNeed:
-        """Return the peak memory of training ``k`` ranks."""
-        return memory_need(
-            self.shape,
-            self.layers,
-            k,
-            quantization=self.quantization,
-            compute_bytes=self.compute_bytes,
-            batch_size=self.batch_size,
-            length=self.length,
-            predicted=self.predicted,
-        )
+    def __post_init__(self) -> None:
+        for k in self.sketch_sizes:
+            check_sizes(self.r, k)
+        for name in ("batch_size", "local_steps", "length", "learned"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)} must be at least 1")
+        if not self.sketch_sizes or not self.quantizations:
+            raise ConfigError("a plan needs at least one sketch size and one number format")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Correction:
+    """What runs on this device taught about its predictions.
+
+    Attributes:
+        memory_bytes: Measured minus predicted peak memory.
+        time_factor: Measured over predicted step time.
+        runs: Measured runs; 0 means that nothing was measured yet.
+    """
+
+    memory_bytes: int = 0
+    time_factor: float = 1.0
+    runs: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """What the planner knows about a device.
+
+    Attributes:
+        has_native_bf16: Its processor multiplies bf16 in hardware.
+        rates: Its speed, and the memory of its libraries.
+        corrections: From earlier runs of the same model, by number format.
+    """
+
+    has_native_bf16: bool
+    rates: Rates
+    corrections: Mapping[Quantization, Correction] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    """What one round may cost.
+
+    Attributes:
+        memory_bytes: Of the training process, libraries included.
+        round_s: From receiving the slice to having sent the update; None for no deadline.
+        transfer_bytes: Both ways together; None for any number.
+        uplink_bytes_per_s: Of the link to the server; None if unknown.
+        downlink_bytes_per_s: From the server; None if unknown.
+    """
+
+    memory_bytes: int
+    round_s: float | None = None
+    transfer_bytes: int | None = None
+    uplink_bytes_per_s: float | None = None
+    downlink_bytes_per_s: float | None = None
+
+    def transfer_s(self, wire_bytes: int) -> float:
+        """Return the seconds of moving that many bytes down, then up; 0 over unknown links."""
+        links = (self.uplink_bytes_per_s, self.downlink_bytes_per_s)
+        return sum(wire_bytes / link for link in links if link is not None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """What one way of training costs, corrected by what was measured, margins included.
+
+    Attributes:
+        execution: The way.
+        need: Predicted peak memory by component, uncorrected.
+        step: Predicted time of an optimizer step, uncorrected.
+        peak_bytes: Predicted peak memory.
+        memory_bytes: The same with its margin: what a budget must hold.
+        step_s: Predicted time of an optimizer step.
+        round_s: All steps with their margin, and the transfers.
+        transfer_bytes: Up and down together.
+        is_calibrated: Whether earlier runs corrected the numbers.
+    """
+
+    execution: Execution
+    need: MemoryNeed
+    step: StepTime
+    peak_bytes: int
+    memory_bytes: int
+    step_s: float
+    round_s: float
+    transfer_bytes: int
+    is_calibrated: bool
+
+    def limits(self, budget: Budget) -> list[str]:
+        """Return the budgets this exceeds: of ``transfer``, ``memory`` and ``time``."""
+        exceeded = []
+        if budget.transfer_bytes is not None and self.transfer_bytes > budget.transfer_bytes:
+            exceeded.append("transfer")
+        if self.memory_bytes > budget.memory_bytes:
+            exceeded.append("memory")
+        if budget.round_s is not None and self.round_s > budget.round_s:
+            exceeded.append("time")
+        return exceeded
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NextSketch:
+    """What the next larger sketch would take, with the thriftiest way that keeps the time.
+
+    Attributes:
+        k: Its size.
+        memory_bytes: The budget it needs, margin included.
+        round_s: The deadline it needs.
+        transfer_bytes: Bytes it moves.
+    """
+
+    k: int
+    memory_bytes: int
+    round_s: float
+    transfer_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,57 +175,266 @@ class Plan:
     """The decision and its reasons.
 
     Attributes:
-        k: Largest sketch size that fits.
         r: Global rank.
-        budget_bytes: Memory the plan may use.
-        need: Predicted peak at ``k``, by component.
-        next_k_bytes: Budget the next larger sketch needs; None at full rank.
-        reason: What limits ``k``, for people.
+        batch_size: Examples per optimizer step, as the task asks.
+        budget: What it keeps within.
+        cost: Of the chosen way.
+        limited_by: What keeps k from being larger: ``memory``, ``time``, ``transfer``, or
+            ``rank`` if it is the largest of the task.
+        concessions: What was given up besides k, for people.
+        next_sketch: What the next larger k would take; None if there is none.
     """
 
-    k: int
     r: int
-    budget_bytes: int
-    need: MemoryNeed
-    next_k_bytes: int | None
-    reason: str
+    batch_size: int
+    budget: Budget
+    cost: Cost
+    limited_by: str
+    concessions: tuple[str, ...]
+    next_sketch: NextSketch | None
+
+    @property
+    def execution(self) -> Execution:
+        """The chosen way of training."""
+        return self.cost.execution
+
+    @property
+    def k(self) -> int:
+        """Largest sketch size that fits."""
+        return self.execution.k
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches per optimizer step."""
+        return math.ceil(self.batch_size / self.execution.micro_batch)
 
 
-def memory_budget(available_bytes: int, stated_bytes: int | None) -> int:
-    """Return the memory a plan may use: what was stated, but never more than is free.
+def memory_budget(free_bytes: int, stated_bytes: int | None, reserved_bytes: int) -> int:
+    """Return the memory a plan may use: what was stated, but never what is not free.
 
     Args:
-        available_bytes: Free memory now.
+        free_bytes: Free memory now, together with what this process holds already.
         stated_bytes: The owner's budget; None takes a share of what is free.
+        reserved_bytes: Must stay free.
     """
+    usable = max(0, free_bytes - reserved_bytes)
     if stated_bytes is None:
-        return int(available_bytes * SHARE_OF_FREE_MEMORY)
-    return min(stated_bytes, available_bytes)
+        return min(int(free_bytes * SHARE_OF_FREE_MEMORY), usable)
+    return min(stated_bytes, usable)
 
 
-def make_plan(work: Workload, budget_bytes: int) -> Plan:
-    """Choose the largest sketch whose predicted peak fits the budget.
+def make_plan(work: Workload, machine: Machine, budget: Budget) -> Plan:
+    """Choose the most that fits: first the sketch size, then the number format, then the speed.
+
+    Smaller micro-batches and checkpointing are tried before a smaller sketch. Only when the
+    smallest sketch does not fit are examples cut, and after that target modules dropped.
 
     Raises:
-        NotFeasible: Not even one rank fits; says how much is missing.
-        SketchError: The global rank is below 1.
+        NotFeasible: Nothing fits; says what is missing and what would help.
     """
-    check_sizes(work.r, 1)
-    k = max((k for k in range(1, work.r + 1) if work.need(k).total <= budget_bytes), default=0)
-    if k == 0:
-        smallest = work.need(1).total
-        raise NotFeasible(
-            f"training one rank needs about {format_bytes(smallest)}, the budget is "
-            f"{format_bytes(budget_bytes)}: {format_bytes(smallest - budget_bytes)} short; "
-            "a smaller batch, shorter sequences or a smaller base model would help",
-            shortfall_bytes=smallest - budget_bytes,
+    ladder = sorted(set(work.sketch_sizes), reverse=True)
+    targets = _endings(work)
+    for k in ladder:
+        chosen = _best(work, machine, budget, k, work.length, targets)
+        if chosen is not None:
+            return _explain(work, machine, budget, chosen)
+    for length, kept in _cuts(work, targets):
+        chosen = _best(work, machine, budget, ladder[-1], length, kept)
+        if chosen is not None:
+            return _explain(work, machine, budget, chosen)
+    raise _not_feasible(work, machine, budget, ladder[-1])
+
+
+def smaller_plan(work: Workload, machine: Machine, failed: Plan) -> Plan:
+    """Plan again after memory ran out: a smaller sketch, in clearly less memory.
+
+    Raises:
+        NotFeasible: There is nothing smaller.
+    """
+    smaller = tuple(k for k in work.sketch_sizes if k < failed.k) or (failed.k,)
+    limited = replace(work, sketch_sizes=smaller)
+    memory_bytes = int(
+        SHARE_AFTER_FAILURE * min(failed.cost.peak_bytes, failed.budget.memory_bytes)
+    )
+    return make_plan(limited, machine, replace(failed.budget, memory_bytes=memory_bytes))
+
+
+def cost_of(work: Workload, machine: Machine, budget: Budget, execution: Execution) -> Cost:
+    """Predict what one way of training costs."""
+    correction = machine.corrections.get(execution.quantization, Correction())
+    is_calibrated = correction.runs > 0
+    need = memory_need(
+        work.shape,
+        work.layers,
+        execution,
+        batch_size=work.batch_size,
+        predicted=_predicted(work, execution),
+        has_native_bf16=machine.has_native_bf16,
+        runtime_bytes=machine.rates.runtime_bytes(execution.quantization),
+    )
+    step = step_time(
+        work.shape,
+        work.layers,
+        execution,
+        batch_size=work.batch_size,
+        predicted=_predicted(work, execution),
+        has_native_bf16=machine.has_native_bf16,
+        rates=machine.rates,
+    )
+    peak_bytes = max(0, need.total + correction.memory_bytes)
+    step_s = step.total * correction.time_factor
+    memory_margin = CALIBRATED_MEMORY_MARGIN if is_calibrated else MEMORY_MARGIN
+    time_margin = CALIBRATED_TIME_MARGIN if is_calibrated else TIME_MARGIN
+    wire_bytes = work.wire_bytes * (
+        adapter_parameters(work.layers, execution.k)
+        + sum(math.prod(spec.shape) for spec in work.shape.dense)
+    )
+    return Cost(
+        execution=execution,
+        need=need,
+        step=step,
+        peak_bytes=peak_bytes,
+        memory_bytes=math.ceil(peak_bytes * (1 + memory_margin)),
+        step_s=step_s,
+        round_s=work.local_steps * step_s * (1 + time_margin) + budget.transfer_s(wire_bytes),
+        transfer_bytes=2 * wire_bytes,
+        is_calibrated=is_calibrated,
+    )
+
+
+def _predicted(work: Workload, execution: Execution) -> int:
+    """Return the places per sequence with logits: where any example of the batch learns."""
+    return min(execution.length, execution.micro_batch * work.learned)
+
+
+def _endings(work: Workload) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(layer.ending for layer in work.layers))
+
+
+def _ways(
+    work: Workload, machine: Machine, k: int, length: int, targets: tuple[str, ...]
+) -> Iterator[Execution]:
+    """Yield every way to train a sketch size, the preferred number format first."""
+    sizes = [math.ceil(work.batch_size / 2**i) for i in range(work.batch_size.bit_length() + 1)]
+    for quantization in work.quantizations:
+        if quantization in machine.rates.unusable:
+            continue
+        for micro_batch in dict.fromkeys(sizes):
+            for checkpointing in (False, True):
+                yield Execution(
+                    quantization=quantization,
+                    micro_batch=micro_batch,
+                    checkpointing=checkpointing,
+                    length=length,
+                    trained_targets=targets,
+                    k=k,
+                )
+
+
+def _best(
+    work: Workload,
+    machine: Machine,
+    budget: Budget,
+    k: int,
+    length: int,
+    targets: tuple[str, ...],
+) -> Cost | None:
+    """Return the fastest way that fits, in the first number format that has one."""
+    costs = [cost_of(work, machine, budget, x) for x in _ways(work, machine, k, length, targets)]
+    fitting = [cost for cost in costs if not cost.limits(budget)]
+    if not fitting:
+        return None
+    first = fitting[0].execution.quantization
+    return min(
+        (cost for cost in fitting if cost.execution.quantization == first),
+        key=lambda cost: cost.step_s,
+    )
+
+
+def _cuts(work: Workload, targets: tuple[str, ...]) -> Iterator[tuple[int, tuple[str, ...]]]:
+    """Yield shorter lengths with all targets, then fewer and fewer targets, large ones first."""
+    length = work.length
+    while length > SHORTEST_LENGTH:
+        length = max(SHORTEST_LENGTH, length // 2)
+        yield length, targets
+    sizes = {layer.ending: layer.d_in + layer.d_out for layer in work.layers}
+    by_size = sorted(targets, key=lambda ending: -sizes[ending])
+    for dropped in range(1, len(targets)):
+        yield length, tuple(x for x in targets if x not in by_size[:dropped])
+
+
+def _explain(work: Workload, machine: Machine, budget: Budget, chosen: Cost) -> Plan:
+    larger = [k for k in sorted(work.sketch_sizes) if k > chosen.execution.k]
+    next_sketch, limited_by = None, "rank"
+    if larger:
+        ways = _ways(work, machine, larger[0], work.length, _endings(work))
+        costs = [cost_of(work, machine, budget, way) for way in ways]
+        nearest = _nearest(costs, budget)
+        limited_by = nearest.limits(budget)[0]
+        next_sketch = NextSketch(
+            k=larger[0],
+            memory_bytes=nearest.memory_bytes,
+            round_s=nearest.round_s,
+            transfer_bytes=nearest.transfer_bytes,
         )
-    is_full = k == work.r
     return Plan(
-        k=k,
         r=work.r,
-        budget_bytes=budget_bytes,
-        need=work.need(k),
-        next_k_bytes=None if is_full else work.need(k + 1).total,
-        reason="the global rank fits" if is_full else "memory",
+        batch_size=work.batch_size,
+        budget=budget,
+        cost=chosen,
+        limited_by=limited_by,
+        concessions=tuple(_concessions(work, chosen.execution)),
+        next_sketch=next_sketch,
+    )
+
+
+def _nearest(costs: list[Cost], budget: Budget) -> Cost:
+    """Return the way that exceeds the fewest budgets, and memory by the least."""
+    return min(costs, key=lambda cost: (len(cost.limits(budget)), cost.memory_bytes, cost.round_s))
+
+
+def _concessions(work: Workload, chosen: Execution) -> Iterator[str]:
+    if chosen.quantization != work.quantizations[0]:
+        yield f"{chosen.quantization} instead of {work.quantizations[0]}"
+    if chosen.micro_batch < work.batch_size:
+        yield f"micro-batches of {chosen.micro_batch} instead of {work.batch_size} at once"
+    if chosen.checkpointing:
+        yield "blocks are computed twice (checkpointing)"
+    if chosen.length < work.length:
+        yield f"examples cut to {chosen.length} of {work.length} tokens"
+    dropped = [x for x in _endings(work) if x not in chosen.trained_targets]
+    if dropped:
+        yield f"not trained: {', '.join(dropped)}"
+
+
+def _not_feasible(work: Workload, machine: Machine, budget: Budget, k: int) -> NotFeasible:
+    """Say what the thriftiest way misses, and what would make it fit."""
+    *_, (length, targets) = [(work.length, _endings(work)), *_cuts(work, _endings(work))]
+    ways = list(_ways(work, machine, k, length, targets))
+    if not ways:
+        reasons = "; ".join(f"{x}: {why}" for x, why in machine.rates.unusable.items())
+        return NotFeasible(
+            f"none of the number formats {', '.join(work.quantizations)} works here ({reasons}): "
+            "allow another one"
+        )
+    cost = _nearest([cost_of(work, machine, budget, way) for way in ways], budget)
+    missing, needed = [], []
+    memory_short = max(0, cost.memory_bytes - budget.memory_bytes)
+    if memory_short:
+        missing.append(f"{format_bytes(memory_short)} of memory")
+        needed.append(f"a memory budget of {format_bytes(cost.memory_bytes)}")
+    time_short = max(0.0, cost.round_s - (budget.round_s or math.inf))
+    if time_short:
+        missing.append(f"{format_seconds(time_short)} of time")
+        needed.append(f"a deadline of {format_seconds(cost.round_s)}")
+    transfer_short = max(0, cost.transfer_bytes - (budget.transfer_bytes or cost.transfer_bytes))
+    if transfer_short:
+        missing.append(f"{format_bytes(transfer_short)} of transfer")
+        needed.append(f"a byte budget of {format_bytes(cost.transfer_bytes)}")
+    return NotFeasible(
+        f"not even k = {k} on {length} tokens fits: short of {', '.join(missing)}; it would fit "
+        f"with {' and '.join(needed)}, or with a smaller base model",
+        shortfall_bytes=memory_short,
+        shortfall_s=time_short,
+        shortfall_transfer_bytes=transfer_short,
     )

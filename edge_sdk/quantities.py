@@ -1,4 +1,4 @@
-"""Amounts of memory as people write them: "700MB", "1.5 GiB"."""
+"""Amounts as people write them: "700MB", "1.5 GiB", "10min", "2Mbit/s"."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ _UNITS = {
     "mib": 2**20,
     "gib": 2**30,
 }
-_AMOUNT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*")
+_SECONDS = {"": 1, "s": 1, "sec": 1, "min": 60, "m": 60, "h": 3600}
+_BITS_PER_S = {"bit/s": 1, "kbit/s": 1e3, "mbit/s": 1e6, "gbit/s": 1e9}
+_BYTES_PER_S = {"b/s": 1, "kb/s": 1e3, "mb/s": 1e6, "gb/s": 1e9}
+_AMOUNT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z/]*)\s*")
 
 
 def parse_bytes(text: str) -> int:
@@ -33,6 +36,44 @@ def parse_bytes(text: str) -> int:
     if amount < 1:
         raise ConfigError(f"{text!r} must be more than nothing")
     return amount
+
+
+def parse_seconds(text: str) -> float:
+    """Read a duration: a number with ``s``, ``min`` or ``h``; a bare number is seconds.
+
+    Raises:
+        ConfigError: Not a positive duration.
+    """
+    match = _AMOUNT.fullmatch(text.lower())
+    if match is None or match[2] not in _SECONDS or float(match[1]) <= 0:
+        raise ConfigError(f"{text!r} is not a duration; write for example 90s, 10min or 2h")
+    return float(match[1]) * _SECONDS[match[2]]
+
+
+def parse_rate(text: str) -> float:
+    """Read the rate of a link, ``2Mbit/s`` or ``250kB/s``, and return bytes per second.
+
+    Raises:
+        ConfigError: Not a positive rate.
+    """
+    match = _AMOUNT.fullmatch(text.lower())
+    unit = match[2] if match else ""
+    if match is None or not (unit in _BITS_PER_S or unit in _BYTES_PER_S) or float(match[1]) <= 0:
+        raise ConfigError(f"{text!r} is not the rate of a link; write for example 2Mbit/s or 1MB/s")
+    if unit in _BITS_PER_S:
+        return float(match[1]) * _BITS_PER_S[unit] / 8
+    return float(match[1]) * _BYTES_PER_S[unit]
+
+
+def format_seconds(seconds: float) -> str:
+    """Write a duration for people: ``0.3 s``, ``42 s``, ``3 min 20 s``, ``2 h 5 min``."""
+    if seconds < 10:
+        return f"{seconds:.2g} s"
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    if seconds < 3600:
+        return f"{seconds // 60:.0f} min {seconds % 60:.0f} s"
+    return f"{seconds // 3600:.0f} h {seconds % 3600 // 60:.0f} min"
 
 
 def format_bytes(amount: float) -> str:

@@ -113,6 +113,11 @@ def largest_sketch(ladder: list[int], affordable_k: int) -> int | None:
     return max((k for k in ladder if k <= affordable_k), default=None)
 
 
+def default_sketch_sizes(r: int) -> list[int]:
+    """Return the usual ladder: the powers of two up to ``r``, and ``r``."""
+    return sorted({1 << i for i in range(r.bit_length())} | {r}) if r >= 1 else [1]
+
+
 def check_sizes(r: int, k: int) -> None:
     """Refuse sizes that no sketch can have.
 

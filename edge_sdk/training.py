@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from edge_sdk.base_model import LoadedBase, verify_layers
-from edge_sdk.data import Example, collate
-from edge_sdk.errors import LossDiverged, TrainingError
+from edge_sdk.checkpointing import checkpointed_blocks
+from edge_sdk.data import Batch, Example, collate
+from edge_sdk.errors import LossDiverged, OutOfMemory, TrainingError
 from edge_sdk.lora import SketchedAdapter, attach, check_slices
+from edge_sdk.memory_guard import is_out_of_memory
 from edge_sdk.predictions import predict
 from edge_sdk.sketch import sketched_scaling
 from edge_sdk.wire.messages import AdapterSpec, TrainingSpec
@@ -28,15 +32,32 @@ class LocalResult:
 
     Attributes:
         update: Every trained array, after minus before; the server adds it.
-        loss: Mean training loss over the local steps.
         losses: Training loss of each step, before it was taken.
-        seconds: Wall time of the local steps.
+        step_s: Wall time of each step, in seconds.
+        longest: Tokens of the longest example that was trained on.
     """
 
     update: Arrays
-    loss: float
     losses: list[float]
-    seconds: float
+    step_s: list[float]
+    longest: int
+
+    @property
+    def loss(self) -> float:
+        """Mean training loss over the local steps."""
+        return sum(self.losses) / len(self.losses)
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of the local steps."""
+        return sum(self.step_s)
+
+
+@dataclass
+class _Steps:
+    losses: list[float] = field(default_factory=list)
+    step_s: list[float] = field(default_factory=list)
+    longest: int = 0
 
 
 def train_round(
@@ -48,6 +69,10 @@ def train_round(
     examples: Sequence[Example],
     seed: int,
     on_step: Callable[[int, float], None] | None = None,
+    *,
+    micro_batch: int | None = None,
+    checkpointing: bool = False,
+    trained_targets: Collection[str] | None = None,
 ) -> LocalResult:
     """Train the k ranks of one sketch for the local steps of one round.
 
@@ -63,36 +88,49 @@ def train_round(
         examples: All local examples.
         seed: Of this device in this round; orders the examples.
         on_step: Called after each step with its number, from 1, and its loss.
+        micro_batch: Examples computed at once; their gradients add up to that of the batch.
+            None computes the whole batch at once.
+        checkpointing: Recompute each block in the backward pass instead of keeping it.
+        trained_targets: Module name endings to train; the others keep the ranks they were
+            given, and their update is zero. None trains all.
 
     Raises:
         WrongBaseModel: The base does not have the adapter's layers.
         AdapterError: The slices are not the adapter at sketch size ``k``.
         LossDiverged: The loss or the result left the finite numbers; says the step.
-        TrainingError: No examples, or memory ran out.
+        OutOfMemory: Memory ran out; a smaller plan may fit.
+        TrainingError: No examples.
     """
     if not examples:
         raise TrainingError("there is no example to train on")
     verify_layers(base, adapter)
     check_slices(adapter, slices, k)
     scale = sketched_scaling(adapter.lora_alpha, adapter.r, k, adapter.use_rslora)
-    attached = attach(base.model, adapter, slices, scale)
-    started = time.perf_counter()
+    failure = None
     try:
-        losses = _local_steps(base, attached, training, examples, seed, on_step)
-        after = attached.arrays()
-    except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
+        attached = attach(base.model, adapter, slices, scale, trained_targets)
+        try:
+            with checkpointed_blocks(base.model) if checkpointing else nullcontext():
+                done = _local_steps(base, attached, training, examples, seed, on_step, micro_batch)
+            update = _difference(attached.arrays(), slices)
+        finally:
+            attached.detach()
+    except (MemoryError, RuntimeError, OSError) as error:
+        if not is_out_of_memory(error):
             raise
-        raise TrainingError(
-            f"memory ran out while training {k} ranks on batches of {training.batch_size} x "
-            f"{training.max_length} tokens: take a smaller sketch or free memory ({error})"
-        ) from error
-    finally:
-        attached.detach()
-    update = {name: after[name] - slices[name] for name in slices}
+        failure = str(error).split("\n", 1)[0]
+    if failure is not None:  # raised out here: the caught one holds the failed step's tensors
+        raise OutOfMemory(
+            f"memory ran out while training {k} ranks on {micro_batch or training.batch_size} "
+            f"examples at once: take a smaller sketch or free memory ({failure})"
+        )
     if not all(np.isfinite(array).all() for array in update.values()):
         raise _diverged("the trained numbers are", training, training.local_steps)
-    return LocalResult(update, sum(losses) / len(losses), losses, time.perf_counter() - started)
+    return LocalResult(update, done.losses, done.step_s, done.longest)
+
+
+def _difference(after: Arrays, before: Arrays) -> Arrays:
+    return {name: after[name] - before[name] for name in before}
 
 
 def _local_steps(
@@ -102,24 +140,45 @@ def _local_steps(
     examples: Sequence[Example],
     seed: int,
     on_step: Callable[[int, float], None] | None,
-) -> list[float]:
+    micro_batch: int | None,
+) -> _Steps:
     optimizer = _optimizer(attached, training)
     order = _example_order(len(examples), seed)
     batch_size = min(training.batch_size, len(examples))
-    losses = list[float]()
+    at_once = min(micro_batch or batch_size, batch_size)
+    done = _Steps()
     for step in range(1, training.local_steps + 1):
+        started = time.perf_counter()
         chosen = [examples[next(order)] for _ in range(batch_size)]
-        predictions = predict(base, collate(chosen, base.tokenizer.pad_token_id))
-        loss = predictions.summed_loss() / predictions.count()
-        losses.append(float(loss.detach()))
-        if not math.isfinite(losses[-1]):
-            raise _diverged(f"the loss ({losses[-1]}) is", training, step)
+        done.longest = max(done.longest, *(len(example.tokens) for example in chosen))
+        parts = [chosen[i : i + at_once] for i in range(0, batch_size, at_once)]
+        batches = [collate(part, base.tokenizer.pad_token_id) for part in parts]
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss = _add_gradients(base, batches)
+        if not math.isfinite(loss):
+            raise _diverged(f"the loss ({loss}) is", training, step)
         optimizer.step()
+        done.losses.append(loss)
+        done.step_s.append(time.perf_counter() - started)
         if on_step is not None:
-            on_step(step, losses[-1])
-    return losses
+            on_step(step, loss)
+    return done
+
+
+def _add_gradients(base: LoadedBase, batches: Sequence[Batch]) -> float:
+    """Accumulate the gradient of the mean loss over everything learned; return that loss."""
+    count = sum(batch.count() for batch in batches)
+    total = 0.0
+    for batch in batches:
+        loss = _share_of_loss(base, batch, count)
+        total += float(loss.detach())
+        loss.backward()  # type: ignore[no-untyped-call]
+    return total
+
+
+def _share_of_loss(base: LoadedBase, batch: Batch, count: int) -> Tensor:
+    """Return what one micro-batch adds to the mean; its logits are let go on return."""
+    return predict(base, batch).summed_loss() / count
 
 
 def _optimizer(attached: SketchedAdapter, training: TrainingSpec) -> torch.optim.Optimizer:
@@ -146,10 +205,3 @@ def _diverged(what: str, training: TrainingSpec, step: int) -> LossDiverged:
         f"lower local_lr={training.local_lr}, small sketches need smaller steps",
         step,
     )
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Tell a failed allocation, for which torch has no exception of its own on a CPU."""
-    if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
-        return True
-    return "can't allocate memory" in str(error) or "not enough memory" in str(error)

@@ -10,6 +10,7 @@ from typing import Any, get_args
 from edge_sdk.errors import ConfigError
 from edge_sdk.model_folder import find_model, read_model_shape, weights_digest
 from edge_sdk.model_shape import ModelShape
+from edge_sdk.sketch import default_sketch_sizes
 from edge_sdk.wire.messages import (
     AdapterSpec,
     BaseModel,
@@ -89,11 +90,6 @@ def build_spec(args: argparse.Namespace) -> TaskSpec:
             **_given(args, RoundPolicy),
         ),
     )
-
-
-def default_sketch_sizes(r: int) -> list[int]:
-    """Return the powers of two up to ``r``, and ``r``."""
-    return sorted({1 << i for i in range(r.bit_length())} | {r}) if r >= 1 else [1]
 
 
 def _read_base(args: argparse.Namespace) -> tuple[BaseModel, ModelShape]:

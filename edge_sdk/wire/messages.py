@@ -57,6 +57,11 @@ class LayerSpec:
                 "a layer has a name and at least one feature on each side"
             )
 
+    @property
+    def ending(self) -> str:
+        """Last part of the name, which target modules are matched with."""
+        return self.name.rpartition(".")[2]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DenseSpec:
@@ -276,7 +281,8 @@ class CheckIn:
 
     Attributes:
         base_digest: Digest of the base model it holds.
-        affordable_k: Largest sketch size its plan allows.
+        affordable_k: Largest sketch size its plan allows. Asking again in a round with less than
+            the assigned size makes the assignment smaller; with more it changes nothing.
         examples: Training examples it holds.
     """
 

@@ -47,16 +47,21 @@ def adapter_shapes(adapter: AdapterSpec, k: int) -> Shapes:
     return shapes
 
 
+def number_bytes(wire_dtype: WireDtype) -> int:
+    """Return the bytes of one number in a tensor body."""
+    return int(_NUMBERS[wire_dtype].itemsize)
+
+
 def dense_bytes(adapter: AdapterSpec) -> int:
     """Return the bytes of the dense parameters in a body: the part that does not follow k."""
-    item_bytes = int(_NUMBERS[adapter.wire_dtype].itemsize)
+    item_bytes = number_bytes(adapter.wire_dtype)
     return item_bytes * sum(math.prod(dense.shape) for dense in adapter.dense)
 
 
 def body_limit(adapter: AdapterSpec, k: int) -> int:
     """Return the most bytes a well-formed body at rank ``k`` can have, headers included."""
     shapes = adapter_shapes(adapter, k)
-    item_bytes = int(_NUMBERS[adapter.wire_dtype].itemsize)
+    item_bytes = number_bytes(adapter.wire_dtype)
     data = sum(math.prod(shape) for shape in shapes.values()) * item_bytes
     names = sum(len(name.encode()) for name in shapes)
     return data + names + len(shapes) * _HEADER_BYTES_PER_TENSOR + _HEADER_BYTES_FIXED

@@ -1,0 +1,34 @@
+"""Keep only the input of each transformer block, and compute the block again when needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+
+@contextmanager
+def checkpointed_blocks(model: nn.Module) -> Iterator[None]:
+    """Checkpoint every repeated block of a model while the context lasts.
+
+    The model stays in evaluation mode, in which the libraries' own switch does nothing, and so
+    computes without any randomness that would have to be replayed.
+    """
+    blocks = [
+        block for module in model.modules() if isinstance(module, nn.ModuleList) for block in module
+    ]
+    for block in blocks:
+        block.forward = _recomputed(block.forward)
+    try:
+        yield
+    finally:
+        for block in blocks:
+            del block.forward  # the class's own method again
+
+
+def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
+    return partial(checkpoint, forward, use_reentrant=False, preserve_rng_state=False)

@@ -1,0 +1,149 @@
+"""Train the rounds of one task on this device, within the memory its plan was given."""
+
+from __future__ import annotations
+
+import gc
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from edge_sdk.base_model import LoadedBase, load_base, load_tokenizer, verify_layers
+from edge_sdk.data import Example, load_examples
+from edge_sdk.errors import ModelError, OutOfMemory
+from edge_sdk.heap import allocate_exactly, release_freed_memory
+from edge_sdk.kernels import warm_up
+from edge_sdk.memory_guard import MemoryGuard, is_out_of_memory
+from edge_sdk.plan import Plan
+from edge_sdk.quantities import format_bytes
+from edge_sdk.training import LocalResult, train_round
+from edge_sdk.wire.messages import Assignment, TaskSpec
+from edge_sdk.wire.payload import Arrays
+
+log = logging.getLogger("edge_sdk")
+
+
+class LocalTrainer:
+    """The private examples, the frozen base and the budget of one task.
+
+    Args:
+        task: What is trained.
+        folder: Base model.
+        data: JSONL file with the private examples.
+        threads: CPU threads.
+
+    Raises:
+        DataError: The examples cannot be read.
+        ModelError: The tokenizer cannot be loaded.
+    """
+
+    def __init__(self, task: TaskSpec, folder: Path, data: Path, threads: int) -> None:
+        allocate_exactly()
+        self._task = task
+        self._folder = folder
+        self._data = data
+        self._threads = threads
+        self._base: LoadedBase | None = None
+        self.examples = self._read_examples(task.training.max_length)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest example."""
+        return max(len(example.tokens) for example in self.examples)
+
+    @property
+    def learned(self) -> int:
+        """Tokens learned in one example, at most; 1 for a classifier."""
+        return max(1, *(sum(example.is_learned) for example in self.examples))
+
+    def prepare(self, plan: Plan) -> None:
+        """Load the base as a plan says, unless it is there already.
+
+        Raises:
+            OutOfMemory: It does not fit the plan's budget.
+            ModelError: It cannot be loaded.
+        """
+        execution = plan.execution
+        if execution.length < self.longest:
+            self.examples = self._read_examples(execution.length)
+        if self._base is not None and self._base.quantization == execution.quantization:
+            return
+        self._drop_base()
+        warm_up(execution.quantization)
+        log.info("loading the base model from %s as %s", self._folder, execution.quantization)
+        failure = None
+        with self._guard(plan) as guard:
+            try:
+                self._base = load_base(
+                    self._folder, self._task.base, execution.quantization, self._threads
+                )
+                verify_layers(self._base, self._task.adapter)
+            except ModelError as error:
+                if not is_out_of_memory(error):
+                    raise
+                failure = str(error)
+            guard.check()
+        if failure is not None:
+            self._drop_base()
+            raise OutOfMemory(f"memory ran out while the base model was loaded: {failure}")
+
+    def train(self, plan: Plan, work: Assignment, slices: Arrays) -> LocalResult:
+        """Carry out an assignment.
+
+        Raises:
+            OutOfMemory: The budget, or the device, has no more memory; a smaller plan may fit.
+            LossDiverged: The loss left the finite numbers.
+        """
+        self.prepare(plan)
+        assert self._base is not None  # noqa: S101 - what prepare() is for
+        execution = plan.execution
+        try:
+            with self._guard(plan) as guard:
+
+                def checked(step: int, loss: float) -> None:
+                    log.debug("step %d: loss %.4f", step, loss)
+                    guard.check()
+
+                return train_round(
+                    self._base,
+                    self._task.adapter,
+                    work.k,
+                    slices,
+                    work.training,
+                    self.examples,
+                    work.seed,
+                    on_step=checked,
+                    micro_batch=execution.micro_batch,
+                    checkpointing=execution.checkpointing,
+                    trained_targets=execution.trained_targets,
+                )
+        finally:
+            gc.collect()
+            release_freed_memory()
+
+    def _guard(self, plan: Plan) -> MemoryGuard:
+        return MemoryGuard(plan.budget.memory_bytes, on_pause=_tell_of_pause)
+
+    def _drop_base(self) -> None:
+        self._base = None
+        gc.collect()
+        release_freed_memory()
+
+    def _read_examples(self, max_length: int) -> Sequence[Example]:
+        tokenizer = load_tokenizer(self._folder)
+        return load_examples(self._data, tokenizer, self._task.base, max_length)
+
+
+def describe(plan: Plan) -> str:
+    """Say in one line what a plan does."""
+    execution = plan.execution
+    how = f"{execution.quantization}, {execution.micro_batch} examples at once"
+    if execution.checkpointing:
+        how += ", checkpointing"
+    return (
+        f"k = {plan.k} of {plan.r} ({how}); about {format_bytes(plan.cost.peak_bytes)} of "
+        f"{format_bytes(plan.budget.memory_bytes)}, {plan.cost.step_s:.1f} s per step"
+    )
+
+
+def _tell_of_pause(seconds: float) -> None:
+    log.info("paused for %.0f s: other programs needed the memory", seconds)

@@ -1,0 +1,66 @@
+"""One device's part in a task: its plan, what carries it out, and how it turns out."""
+
+from __future__ import annotations
+
+import logging
+from statistics import median
+
+from edge_sdk.errors import OutOfMemory
+from edge_sdk.local_plan import LocalPlanner
+from edge_sdk.local_trainer import LocalTrainer, describe
+from edge_sdk.plan import Plan, Workload, smaller_plan
+from edge_sdk.training import LocalResult
+from edge_sdk.wire.messages import CheckIn, TaskSpec
+
+log = logging.getLogger("edge_sdk")
+
+
+class Participation:
+    """A device in a task.
+
+    Args:
+        task: What is trained.
+        planner: Of this device.
+        trainer: Carries the plan out.
+        work: What the plan is for.
+        plan: The first one; memory may force smaller ones.
+    """
+
+    def __init__(
+        self,
+        task: TaskSpec,
+        planner: LocalPlanner,
+        trainer: LocalTrainer,
+        work: Workload,
+        plan: Plan,
+    ) -> None:
+        self.task = task
+        self.trainer = trainer
+        self.plan = plan
+        self._planner = planner
+        self._work = work
+        self._is_first_plan = True
+
+    def check_in(self) -> CheckIn:
+        """Return what this device tells the server now."""
+        return CheckIn(
+            base_digest=self.task.base.digest,
+            affordable_k=self.plan.k,
+            examples=len(self.trainer.examples),
+        )
+
+    def step_down(self, error: OutOfMemory) -> None:
+        """Plan again with less memory after it ran out.
+
+        Raises:
+            NotFeasible: There is no smaller plan.
+        """
+        self.plan = smaller_plan(self._work, self._planner.machine(), self.plan)
+        self._is_first_plan = False
+        log.warning("%s; going on with less: %s", error, describe(self.plan))
+
+    def learn(self, result: LocalResult, peak_bytes: int) -> None:
+        """Correct the next prediction; a peak from before a step down would mislead it."""
+        if self._is_first_plan:
+            step_s = median(result.step_s)
+            self._planner.learn(self.plan, self._work, result.longest, peak_bytes, step_s)
