@@ -45,6 +45,15 @@ SYNTHETIC: dict[str, dict[str, Any]] = {
         "vocab_size": 32000,
         "tie_word_embeddings": True,
     },
+    "llama-small-vocabulary": {
+        "hidden_size": 768,
+        "intermediate_size": 2048,
+        "num_hidden_layers": 10,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 4,
+        "vocab_size": 8000,
+        "tie_word_embeddings": True,
+    },
 }
 NAMES = ("smollm2", "minilm", *SYNTHETIC)
 

@@ -35,7 +35,7 @@ class Run:
         task_type: A classifier has two labels.
         execution: As the planner would choose it.
         batch_size: Examples per optimizer step.
-        learned: Tokens at the end of each example that are learned.
+        learned: Tokens of each example that are learned, at random places.
         steps: Optimizer steps.
         threads: CPU threads.
     """
@@ -121,16 +121,15 @@ def _examples(
     shape: ModelShape, run: Run, rng: np.random.Generator, is_classifier: bool
 ) -> list[Example]:
     length = run.execution.length
-    learned = 0 if is_classifier else run.learned
-    is_learned = [False] * (length - learned) + [True] * learned
-    return [
-        Example(
-            rng.integers(1, shape.vocab_size, length).tolist(),
-            is_learned,
-            i % len(LABELS) if is_classifier else None,
-        )
-        for i in range(4 * run.batch_size)
-    ]
+    examples = []
+    for i in range(4 * run.batch_size):
+        is_learned = np.zeros(length, dtype=bool)
+        if not is_classifier:
+            is_learned[rng.permutation(length)[: run.learned]] = True
+        label = i % len(LABELS) if is_classifier else None
+        tokens = rng.integers(1, shape.vocab_size, length).tolist()
+        examples.append(Example(tokens, is_learned.tolist(), label))
+    return examples
 
 
 if __name__ == "__main__":

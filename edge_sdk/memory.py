@@ -16,6 +16,7 @@ from edge_sdk.model_shape import ModelShape
 from edge_sdk.wire.messages import LayerSpec
 
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # 4 bits, double-quantized scales of 64 and 256
+WEIGHT_BYTES = {"nf4": NF4_BYTES, "bf16": 2.0, "fp32": 4.0}
 TRAINED_BYTES = 16  # per trained number in fp32: as received, value, two moments
 GRADIENT_BYTES = 4
 FROZEN_BYTES = 8  # per number that is not trained: as received, value
@@ -130,7 +131,7 @@ def _held_weights(
     """
     linears, outside = shape.linear_parameters, shape.embedding_parameters
     stored = shape.file_number_bytes
-    wide = {"nf4": NF4_BYTES, "bf16": 2, "fp32": 4}[quantization]
+    wide = WEIGHT_BYTES[quantization]
     is_linear_mapped, is_outside_mapped = wide == stored, compute == stored
     stays_mapped = is_linear_mapped or is_outside_mapped
     pages = stored if stays_mapped else 0
