@@ -22,6 +22,7 @@ from edge_sdk.errors import (
     WrongBaseModel,
 )
 from edge_sdk.identity import default_state_folder
+from edge_sdk.link import save_link
 from edge_sdk.local_plan import Allowance, LocalPlanner
 from edge_sdk.model_folder import config_digest, find_model, read_model_shape, weights_digest
 from edge_sdk.peft_folder import write_peft_folder
@@ -258,6 +259,7 @@ class EdgeClient:
         except RoundClosed:
             log.warning("round %d closed before this device was done", work.round_number)
             counted = False
+        save_link(self._state, transport.meter.link())
         return RoundResult(
             round_number=work.round_number,
             k=work.k,

@@ -12,6 +12,7 @@ from edge_sdk.calibration import Calibration
 from edge_sdk.device import DeviceReport, fingerprint, probe
 from edge_sdk.errors import DeviceError, StorageError
 from edge_sdk.execution import Quantization
+from edge_sdk.link import load_link
 from edge_sdk.memory_guard import default_floor_bytes
 from edge_sdk.microbenchmark import known_rates, library_versions, measure_rates
 from edge_sdk.plan import Budget, Machine, Plan, Workload, cost_of, make_plan, memory_budget
@@ -32,8 +33,8 @@ class Allowance:
         reserved_bytes: Memory that stays free for the owner's own programs.
         round_s: Time for a round.
         transfer_bytes: To and from the server in a round.
-        uplink_bytes_per_s: Of the link to the server.
-        downlink_bytes_per_s: From the server.
+        uplink_bytes_per_s: Of the link to the server; None takes what earlier rounds measured.
+        downlink_bytes_per_s: From the server; the same.
         quantization: Number format of the frozen base; None takes the first that works.
         threads: CPU threads; None takes the cores this process may use.
     """
@@ -65,6 +66,7 @@ class LocalPlanner:
     def __init__(self, allowance: Allowance, state_folder: Path, model_key: str) -> None:
         self._allowance = allowance
         self._model_key = model_key
+        self._link = load_link(state_folder)
         self._report = probe()
         self._calibration = Calibration(state_folder, fingerprint(self._report, library_versions()))
 
@@ -106,17 +108,21 @@ class LocalPlanner:
         """Return what a round may cost now."""
         allowance = self._allowance
         held = int(psutil.Process().memory_info().rss)
-        floor = default_floor_bytes(self._report.memory_total_bytes)
+        memory_bytes, floor_bytes = memory_budget(
+            self._report.memory_available_bytes + held,
+            allowance.memory_bytes,
+            allowance.reserved_bytes,
+            default_floor_bytes(self._report.memory_total_bytes),
+        )
         return Budget(
-            memory_bytes=memory_budget(
-                self._report.memory_available_bytes + held,
-                allowance.memory_bytes,
-                max(allowance.reserved_bytes, floor),
-            ),
+            memory_bytes=memory_bytes,
+            floor_bytes=floor_bytes,
             round_s=allowance.round_s,
             transfer_bytes=allowance.transfer_bytes,
-            uplink_bytes_per_s=allowance.uplink_bytes_per_s,
-            downlink_bytes_per_s=allowance.downlink_bytes_per_s,
+            uplink_bytes_per_s=allowance.uplink_bytes_per_s or self._link.uplink_bytes_per_s,
+            downlink_bytes_per_s=(
+                allowance.downlink_bytes_per_s or self._link.downlink_bytes_per_s
+            ),
         )
 
     def plan(self, work: Workload, deadline_s: float | None = None) -> Plan:

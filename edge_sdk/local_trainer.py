@@ -121,7 +121,10 @@ class LocalTrainer:
             release_freed_memory()
 
     def _guard(self, plan: Plan) -> MemoryGuard:
-        return MemoryGuard(plan.budget.memory_bytes, on_pause=_tell_of_pause)
+        budget = plan.budget
+        return MemoryGuard(
+            budget.memory_bytes, floor_bytes=budget.floor_bytes, on_pause=_tell_of_pause
+        )
 
     def _drop_base(self) -> None:
         self._base = None

@@ -97,6 +97,7 @@ class Budget:
 
     Attributes:
         memory_bytes: Of the training process, libraries included.
+        floor_bytes: Training pauses while the device has less memory free than this.
         round_s: From receiving the slice to having sent the update; None for no deadline.
         transfer_bytes: Both ways together; None for any number.
         uplink_bytes_per_s: Of the link to the server; None if unknown.
@@ -104,6 +105,7 @@ class Budget:
     """
 
     memory_bytes: int
+    floor_bytes: int = 0
     round_s: float | None = None
     transfer_bytes: int | None = None
     uplink_bytes_per_s: float | None = None
@@ -209,18 +211,28 @@ class Plan:
         return math.ceil(self.batch_size / self.execution.micro_batch)
 
 
-def memory_budget(free_bytes: int, stated_bytes: int | None, reserved_bytes: int) -> int:
-    """Return the memory a plan may use: what was stated, but never what is not free.
+def memory_budget(
+    free_bytes: int, stated_bytes: int | None, reserved_bytes: int, floor_bytes: int
+) -> tuple[int, int]:
+    """Return the memory a plan may use, and what then stays free at least.
+
+    A stated budget may take all that is free and not reserved: the owner said so. Without one a
+    share is taken, and the usual floor is left.
 
     Args:
         free_bytes: Free memory now, together with what this process holds already.
         stated_bytes: The owner's budget; None takes a share of what is free.
-        reserved_bytes: Must stay free.
+        reserved_bytes: Must stay free, the owner says.
+        floor_bytes: What is usually left free.
     """
-    usable = max(0, free_bytes - reserved_bytes)
     if stated_bytes is None:
-        return min(int(free_bytes * SHARE_OF_FREE_MEMORY), usable)
-    return min(stated_bytes, usable)
+        usable = free_bytes - max(reserved_bytes, floor_bytes)
+        budget = min(int(free_bytes * SHARE_OF_FREE_MEMORY), usable)
+    else:
+        budget = min(stated_bytes, free_bytes - reserved_bytes)
+    budget = max(0, budget)
+    # half of what the plan leaves: other programs may take the rest without a pause
+    return budget, min(floor_bytes, max(0, free_bytes - budget) // 2)
 
 
 def make_plan(work: Workload, machine: Machine, budget: Budget) -> Plan:

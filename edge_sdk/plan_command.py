@@ -14,6 +14,7 @@ from rich.table import Table
 from edge_sdk.errors import ConfigError
 from edge_sdk.execution import Quantization
 from edge_sdk.local_plan import Allowance, LocalPlanner
+from edge_sdk.memory_guard import default_floor_bytes
 from edge_sdk.model_folder import config_digest, find_model, read_model_shape
 from edge_sdk.plan import Budget, Machine, Plan, Workload, make_plan, memory_budget
 from edge_sdk.profiles import DeviceProfile, load_profile
@@ -127,10 +128,15 @@ def profile_machine(profile: DeviceProfile) -> Machine:
 
 
 def _profile_budget(profile: DeviceProfile, options: argparse.Namespace) -> Budget:
+    memory_bytes, floor_bytes = memory_budget(
+        profile.memory_usable_bytes,
+        options.memory_budget,
+        options.reserve_memory,
+        default_floor_bytes(profile.memory_total_bytes),
+    )
     return Budget(
-        memory_bytes=memory_budget(
-            profile.memory_usable_bytes, options.memory_budget, options.reserve_memory
-        ),
+        memory_bytes=memory_bytes,
+        floor_bytes=floor_bytes,
         round_s=options.deadline,
         transfer_bytes=options.transfer_budget,
         uplink_bytes_per_s=options.uplink,

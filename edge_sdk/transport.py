@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from typing import TypeVar
 from urllib.parse import quote, urlsplit
@@ -20,6 +21,7 @@ from edge_sdk.errors import (
     WireError,
     by_code,
 )
+from edge_sdk.link import LinkMeter
 from edge_sdk.wire.messages import (
     AdapterInfo,
     AdapterSpec,
@@ -59,6 +61,7 @@ class Transport:
     Attributes:
         uploaded_bytes: Request bodies sent so far, each counted once.
         downloaded_bytes: Response bodies received so far.
+        meter: Measures the link on them.
     """
 
     def __init__(self, server: str, device_token: str | None = None, retries: int = 3) -> None:
@@ -82,6 +85,7 @@ class Transport:
         self._session.mount("https://", HTTPAdapter(max_retries=retry))
         self.uploaded_bytes = 0
         self.downloaded_bytes = 0
+        self.meter = LinkMeter()
 
     def enrol(self, enrolment_token: str, name: str) -> Enrolment:
         """Let the server give this device an identity."""
@@ -147,6 +151,7 @@ class Transport:
     def _exchange(
         self, method: str, path: str, body: bytes | None, headers: Mapping[str, str], limit: int
     ) -> tuple[bytes, Mapping[str, str]]:
+        started = time.perf_counter()
         try:
             with self._session.request(
                 method,
@@ -167,6 +172,7 @@ class Transport:
         self.downloaded_bytes += len(content)
         if not 200 <= response.status_code < 300:
             raise _as_error(response.status_code, response.headers, content)
+        self.meter.add(len(body or b""), len(content), time.perf_counter() - started)
         return content, response.headers
 
 
