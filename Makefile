@@ -28,6 +28,8 @@ fix: setup  ## format and mend what ruff can
 
 bench: setup  ## every benchmark, one after the other
 	$(BIN)/python -m bench.wire_bytes
+	$(BIN)/python -m bench.plan_accuracy
+	$(BIN)/python -m bench.plan_enforced
 
 serve: setup  ## a server on loopback with its state in .server
 	$(BIN)/edge-server serve --state .server

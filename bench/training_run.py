@@ -120,13 +120,14 @@ def measure(run: Run) -> Measured:
 def _examples(
     shape: ModelShape, run: Run, rng: np.random.Generator, is_classifier: bool
 ) -> list[Example]:
-    length = run.execution.length
+    """Make random examples; every other one is a token short, as real ones differ in length."""
     examples = []
     for i in range(4 * run.batch_size):
+        length = max(2, run.execution.length - i % 2)
         is_learned = np.zeros(length, dtype=bool)
         if not is_classifier:
             is_learned[rng.permutation(length)[: run.learned]] = True
-        label = i % len(LABELS) if is_classifier else None
+        label = i // 2 % len(LABELS) if is_classifier else None
         tokens = rng.integers(1, shape.vocab_size, length).tolist()
         examples.append(Example(tokens, is_learned.tolist(), label))
     return examples

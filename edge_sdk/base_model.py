@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from edge_sdk.model_folder import read_config
 from edge_sdk.narrow_linear import store_as_bf16
 from edge_sdk.wire.messages import AdapterSpec, BaseModel
 
+_LOAD_IN_ORDER = "HF_DEACTIVATE_ASYNC_LOAD"
 _LOAD_ERRORS = (
     ImportError,
     KeyError,
@@ -88,7 +90,7 @@ def load_base(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.float32 if quantization == "fp32" else choose_compute_dtype(device)
     tokenizer = load_tokenizer(folder)
-    with _quiet_libraries():
+    with _quiet_libraries(), _one_tensor_at_a_time():
         try:
             model = _load_model(folder, spec, quantization, dtype, device)
         except _LOAD_ERRORS as error:
@@ -282,6 +284,20 @@ def _refuse_missing(model: Any, missing: set[str], spec: BaseModel) -> None:
             f"the base model's files lack {len(lost)} of its tensors, the first is {lost[0]}: "
             "use a complete copy, made for this kind of task"
         )
+
+
+@contextmanager
+def _one_tensor_at_a_time() -> Iterator[None]:
+    """Keep transformers 5 from loading in threads: their stacks count against a memory limit."""
+    before = os.environ.get(_LOAD_IN_ORDER)
+    os.environ[_LOAD_IN_ORDER] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_LOAD_IN_ORDER]
+        else:
+            os.environ[_LOAD_IN_ORDER] = before
 
 
 @contextmanager

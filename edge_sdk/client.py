@@ -124,7 +124,7 @@ class EdgeClient:
         """
         task = self._fetch_task()
         length = task.training.max_length
-        work = self._workload(task, length, learned=length)
+        work = self._workload(task, length, learned=length, examples=task.training.batch_size)
         return self._planner(task).plan(work, task.policy.deadline_s)
 
     def rounds(self) -> Iterator[RoundResult]:
@@ -164,7 +164,7 @@ class EdgeClient:
 
         planner = self._planner(task)
         trainer = LocalTrainer(task, self._base_folder(task), data, planner.threads)
-        work = self._workload(task, trainer.longest, trainer.learned)
+        work = self._workload(task, trainer.longest, trainer.learned, len(trainer.examples))
         plan = planner.plan(work, task.policy.deadline_s)
         part = Participation(task, planner, trainer, work, plan)
         log.info("%d examples; %s", len(trainer.examples), describe(plan))
@@ -205,7 +205,7 @@ class EdgeClient:
         key = config_digest(self._base_folder(task))
         return LocalPlanner(self._allowance, self._state, key)
 
-    def _workload(self, task: TaskSpec, length: int, learned: int) -> Workload:
+    def _workload(self, task: TaskSpec, length: int, learned: int, examples: int) -> Workload:
         base = task.base
         return Workload(
             shape=read_model_shape(self._base_folder(task), base.task_type, len(base.labels)),
@@ -213,7 +213,7 @@ class EdgeClient:
             r=task.adapter.r,
             sketch_sizes=tuple(task.policy.sketch_sizes),
             quantizations=self._allowance.quantizations,
-            batch_size=task.training.batch_size,
+            batch_size=min(task.training.batch_size, examples),
             local_steps=task.training.local_steps,
             length=length,
             learned=learned,

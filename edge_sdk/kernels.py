@@ -36,6 +36,7 @@ _ROWS, _FEW_ROWS, _IN, _OUT = 256, 16, 768, 2048
 _FRESH_BYTES = 16 << 20
 _TRIES = 3
 _TOLERANCE = 1e-2  # of a product in bf16, relative to its largest number
+_NF4_TOLERANCE = 0.2  # of a weight of at most 1: half the widest gap between two codes is 0.15
 _FAILURES = (ImportError, OSError, RuntimeError, AttributeError, NotImplementedError, ValueError)
 _TINY = {
     "model_type": "llama",
@@ -61,6 +62,8 @@ def measure(threads: int) -> Rates:
     import edge_sdk.cli  # noqa: F401 - its memory is part of a device's process
 
     allocate_exactly()
+    _ = transformers.LlamaForCausalLM  # imported on first use, which is not what is timed
+    started = time.perf_counter()
     block_overhead_s = _block_overhead_s()
     fp32, half_rate_rows = _product_rate(torch.float32)
     bf16 = _rate_at(_ROWS if has_native_bf16() else _FEW_ROWS, torch.bfloat16)
@@ -88,6 +91,7 @@ def measure(threads: int) -> Rates:
         process_bytes=process_bytes,
         nf4_bytes=max(0, psutil.Process().memory_info().rss - process_bytes),
         unusable=unusable,
+        measured_s=time.perf_counter() - started,
     )
 
 
@@ -112,7 +116,7 @@ def _why_unusable(quantization: Quantization) -> str | None:
     """Multiply once forward and backward in a number format, and check the numbers."""
     if quantization == "fp32":
         return None
-    weight = torch.linspace(-1, 1, 64 * 128).reshape(64, 128)
+    weight = torch.arange(64 * 128.0).sin().reshape(64, 128)  # neighbours differ, and so do codes
     try:
         layer, exact = _nf4_layer(weight) if quantization == "nf4" else _narrow_layer(weight)
         x = torch.linspace(-1, 1, 8 * 128).reshape(8, 128).requires_grad_()
@@ -121,7 +125,8 @@ def _why_unusable(quantization: Quantization) -> str | None:
     except _FAILURES as error:
         return str(error).strip().split("\n", 1)[0] or type(error).__name__
     slope = exact.sum(dim=0).expand(8, -1)
-    if x.grad is None or not (_agree(y, x @ exact.T) and _agree(x.grad, slope)):
+    is_decoded = bool((exact - weight).abs().max() <= _NF4_TOLERANCE)
+    if x.grad is None or not (is_decoded and _agree(y, x @ exact.T) and _agree(x.grad, slope)):
         return "its kernel gives wrong numbers"
     return None
 

@@ -10,7 +10,7 @@ import psutil
 
 from edge_sdk.calibration import Calibration
 from edge_sdk.device import DeviceReport, fingerprint, probe
-from edge_sdk.errors import DeviceError, StorageError
+from edge_sdk.errors import ConfigError, DeviceError, StorageError
 from edge_sdk.execution import Quantization
 from edge_sdk.link import load_link
 from edge_sdk.memory_guard import default_floor_bytes
@@ -22,6 +22,15 @@ log = logging.getLogger("edge_sdk")
 
 QUANTIZATIONS: tuple[Quantization, ...] = ("nf4", "bf16", "fp32")
 """Number formats in the order a plan prefers them: a fleet should hold the same base."""
+
+_POSITIVE = (
+    "memory_bytes",
+    "round_s",
+    "transfer_bytes",
+    "uplink_bytes_per_s",
+    "downlink_bytes_per_s",
+    "threads",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +56,14 @@ class Allowance:
     downlink_bytes_per_s: float | None = None
     quantization: Quantization | None = None
     threads: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in _POSITIVE:
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ConfigError(f"{name}={value} must be more than 0, or None for no limit")
+        if self.reserved_bytes < 0:
+            raise ConfigError(f"reserved_bytes={self.reserved_bytes} must be at least 0")
 
     @property
     def quantizations(self) -> tuple[Quantization, ...]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from edge_sdk.base_model import LoadedBase, load_base, load_tokenizer, verify_layers
 from edge_sdk.data import Example, load_examples
+from edge_sdk.device import peak_rss_bytes
 from edge_sdk.errors import ModelError, OutOfMemory
 from edge_sdk.heap import allocate_exactly, release_freed_memory
 from edge_sdk.kernels import warm_up
@@ -20,6 +21,8 @@ from edge_sdk.wire.messages import Assignment, TaskSpec
 from edge_sdk.wire.payload import Arrays
 
 log = logging.getLogger("edge_sdk")
+
+NEAR_BUDGET = 0.9  # a load that fails with so much of it in use is taken to lack memory
 
 
 class LocalTrainer:
@@ -78,9 +81,9 @@ class LocalTrainer:
                 )
                 verify_layers(self._base, self._task.adapter)
             except ModelError as error:
-                if not is_out_of_memory(error):
+                if not self._may_lack_memory(error, plan):
                     raise
-                failure = str(error)
+                failure = str(error).split("\n", 1)[0]
             guard.check()
         if failure is not None:
             self._drop_base()
@@ -119,6 +122,12 @@ class LocalTrainer:
         finally:
             gc.collect()
             release_freed_memory()
+
+    @staticmethod
+    def _may_lack_memory(error: ModelError, plan: Plan) -> bool:
+        """Tell whether loading lacked memory, which transformers does not always say."""
+        is_near = peak_rss_bytes() >= NEAR_BUDGET * plan.budget.memory_bytes
+        return is_near or is_out_of_memory(error)
 
     def _guard(self, plan: Plan) -> MemoryGuard:
         budget = plan.budget

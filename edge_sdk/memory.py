@@ -12,7 +12,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 
 from edge_sdk.execution import Execution, Quantization
-from edge_sdk.model_shape import ModelShape
+from edge_sdk.model_shape import FAMILIES, ModelShape
 from edge_sdk.wire.messages import LayerSpec
 
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # 4 bits, double-quantized scales of 64 and 256
@@ -94,7 +94,7 @@ def memory_need(
     numbers = adapter_parameters(trained, execution.k) + dense
     passive = FROZEN_BYTES * adapter_parameters(frozen, execution.k)
     tokens = execution.micro_batch * execution.length
-    kept = kept_bytes(shape, trained, execution.k, compute) * tokens
+    kept = kept_bytes(shape, trained, execution, compute) * tokens
     boundary = shape.hidden_size * compute * tokens
     blocks = (
         boundary * (shape.num_layers - 1) + kept
@@ -143,32 +143,63 @@ def _held_weights(
     return int(base), int(embeddings), mapped + converting
 
 
-def kept_bytes(shape: ModelShape, trained: Collection[LayerSpec], k: int, compute: int) -> float:
+def kept_bytes(
+    shape: ModelShape, trained: Collection[LayerSpec], execution: Execution, compute: int
+) -> float:
     """Return what autograd keeps of one token in one block, in bytes.
 
-    Tensors of one number per token or head are left out, as are those of the rotation: they
-    are below one percent.
+    Examples computed together are taken to differ in length: hiding their padding costs a mask
+    per block, and every query head its own copy of the keys and values. Left out are tensors of
+    one number per token or head and those of the rotation: they are below one percent.
+
+    Args:
+        shape: The base model.
+        trained: Layers that are trained; the inputs of the others are not kept.
+        execution: How it is trained.
+        compute: Bytes per number in activations.
     """
-    d, inner, kv, q = shape.hidden_size, shape.intermediate_size, shape.kv_size, shape.q_size
-    endings = {layer.ending for layer in trained}
-    ranks = k * len(trained) / shape.num_layers
+    d, inner = shape.hidden_size, shape.intermediate_size
+    numbers = _kept_inputs(shape, trained) + execution.k * len(trained) / shape.num_layers
     if shape.is_encoder:
-        attention_input = d * bool(endings & {"query", "key", "value"})
-        numbers = attention_input + 4 * d + 2 * d + inner
-        if "dense" in endings:  # of the attention's output, which is kept anyway, and both others
-            numbers += d + inner
-        return compute * (numbers + ranks)
-    norm_input = d * 4  # RMSNorm computes in fp32
-    fused = shape.model_type == "phi3"
-    attention_input = d * bool(endings & {"q_proj", "k_proj", "v_proj", "qkv_proj"} or fused)
-    mlp_input = d * bool(endings & {"gate_proj", "up_proj", "gate_up_proj"} or fused)
-    product = inner * bool(endings & {"down_proj"})
-    numbers = attention_input + mlp_input + product + 2 * q + 2 * kv + 3 * inner
+        mask = execution.length * (execution.micro_batch > 1)
+        return compute * (numbers + 4 * d + mask + 2 * d + inner)
+    norms = 4 if shape.model_type == "gemma2" else 2
+    wide = norms * d  # RMSNorm keeps its input in fp32
     if shape.model_type == "qwen3":
-        numbers += q + kv  # their normalization keeps its input
-    if fused:
-        numbers += q + kv  # slices keep the whole fused output
-    return 2 * norm_input + compute * (numbers + ranks)
+        wide += shape.q_size + shape.kv_size  # so do those of queries and keys
+    attention = _kept_attention_bytes(shape, execution, compute)
+    return 4 * wide + attention + compute * (numbers + 3 * inner)
+
+
+def _kept_inputs(shape: ModelShape, trained: Collection[LayerSpec]) -> float:
+    """Return how many numbers of one token are kept in one block for the gradients of A alone."""
+    d, q, inner = shape.hidden_size, shape.q_size, shape.intermediate_size
+    endings = {layer.ending for layer in trained}
+    if shape.is_encoder:  # one name for three layers; the attention's output is kept anyway
+        return d * bool(endings & {"query", "key", "value"}) + (d + inner) * ("dense" in endings)
+    if shape.model_type not in FAMILIES:  # what shares its input is not known
+        return sum(layer.d_in for layer in trained) / shape.num_layers
+    copies_attended = shape.model_type in ("phi3", "gemma2")
+    return (
+        d * bool(endings & {"q_proj", "k_proj", "v_proj", "qkv_proj"})
+        + q * (copies_attended and "o_proj" in endings)
+        + d * bool(endings & {"gate_proj", "up_proj", "gate_up_proj"})
+        + inner * ("down_proj" in endings)
+    )
+
+
+def _kept_attention_bytes(shape: ModelShape, execution: Execution, compute: int) -> int:
+    """Return what is kept of queries, keys, values and what the attention makes of them."""
+    q, kv, length = shape.q_size, shape.kv_size, execution.length
+    if shape.model_type == "gemma2":  # its capped scores are computed in the open
+        scores = compute + 4 + (2 if compute == 2 else 0)  # capped, fp32 softmax, and narrowed
+        return 3 * q * compute + scores * shape.num_heads * length
+    is_padded = execution.micro_batch > 1
+    keys = q if is_padded else kv
+    values = q if is_padded else kv
+    if shape.model_type == "phi3" and values == kv:
+        values = q + 2 * kv  # a slice keeps the whole fused output
+    return compute * (2 * q + keys + values + length * is_padded)
 
 
 def _workspace_bytes(

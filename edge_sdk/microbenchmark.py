@@ -42,6 +42,10 @@ def measure_rates(report: DeviceReport, threads: int) -> Rates:
         )
     except subprocess.TimeoutExpired:
         raise DeviceError(f"the benchmark took more than {_TIMEOUT_S:.0f} s: try again") from None
+    except OSError as error:
+        raise DeviceError(
+            f"the benchmark cannot be started ({error}): plan with assumed rates"
+        ) from error
     lines = done.stdout.splitlines()
     try:
         rates = msgspec.json.decode(lines[-1] if lines else b"", type=Rates)

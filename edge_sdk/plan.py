@@ -18,9 +18,11 @@ from edge_sdk.wire.messages import LayerSpec
 
 SHARE_OF_FREE_MEMORY = 0.7  # without a stated budget, the rest stays with the owner
 SHORTEST_LENGTH = 32  # tokens to which examples are cut before target modules are dropped
-MEMORY_MARGIN, CALIBRATED_MEMORY_MARGIN = 0.06, 0.03  # of the prediction, on top of it
+MEMORY_MARGIN, CALIBRATED_MEMORY_MARGIN = 0.04, 0.02  # of the prediction, on top of it
+GUARD_BYTES = 64_000_000  # a limit on address space must take gaps in the heap for used
 TIME_MARGIN, CALIBRATED_TIME_MARGIN = 0.30, 0.15
-SHARE_AFTER_FAILURE = 0.9  # of the memory that proved too little
+NEGLIGIBLE = 0.05  # of a step's time, for which no memory is spent
+SHARES_AFTER_FAILURE = (0.9, 0.97)  # of the memory that proved too little, as far as it goes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,19 +147,28 @@ class Cost:
 
     def limits(self, budget: Budget) -> list[str]:
         """Return the budgets this exceeds: of ``transfer``, ``memory`` and ``time``."""
-        exceeded = []
-        if budget.transfer_bytes is not None and self.transfer_bytes > budget.transfer_bytes:
-            exceeded.append("transfer")
-        if self.memory_bytes > budget.memory_bytes:
-            exceeded.append("memory")
-        if budget.round_s is not None and self.round_s > budget.round_s:
-            exceeded.append("time")
-        return exceeded
+        return [name for name, share in self._shares(budget).items() if share > 1]
+
+    def excess(self, budget: Budget) -> float:
+        """Return the largest share of a budget that this takes; above 1 it does not fit."""
+        return max(self._shares(budget).values())
+
+    def _shares(self, budget: Budget) -> dict[str, float]:
+        wanted = {
+            "transfer": (self.transfer_bytes, budget.transfer_bytes),
+            "memory": (self.memory_bytes, budget.memory_bytes),
+            "time": (self.round_s, budget.round_s),
+        }
+        return {
+            name: cost / limit if limit else math.inf
+            for name, (cost, limit) in wanted.items()
+            if limit is not None
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NextSketch:
-    """What the next larger sketch would take, with the thriftiest way that keeps the time.
+    """What the next larger sketch would take, in the way that comes nearest to fitting.
 
     Attributes:
         k: Its size.
@@ -258,17 +269,21 @@ def make_plan(work: Workload, machine: Machine, budget: Budget) -> Plan:
 
 
 def smaller_plan(work: Workload, machine: Machine, failed: Plan) -> Plan:
-    """Plan again after memory ran out: a smaller sketch, in clearly less memory.
+    """Plan again after memory ran out: a smaller sketch, in less memory, under the same budget.
 
     Raises:
         NotFeasible: There is nothing smaller.
     """
     smaller = tuple(k for k in work.sketch_sizes if k < failed.k) or (failed.k,)
     limited = replace(work, sketch_sizes=smaller)
-    memory_bytes = int(
-        SHARE_AFTER_FAILURE * min(failed.cost.peak_bytes, failed.budget.memory_bytes)
-    )
-    return make_plan(limited, machine, replace(failed.budget, memory_bytes=memory_bytes))
+    proved_too_little = min(failed.cost.memory_bytes, failed.budget.memory_bytes)
+    for share in SHARES_AFTER_FAILURE:
+        less = replace(failed.budget, memory_bytes=int(share * proved_too_little))
+        try:
+            return replace(make_plan(limited, machine, less), budget=failed.budget)
+        except NotFeasible as error:
+            refusal = error
+    raise refusal
 
 
 def cost_of(work: Workload, machine: Machine, budget: Budget, execution: Execution) -> Cost:
@@ -306,7 +321,7 @@ def cost_of(work: Workload, machine: Machine, budget: Budget, execution: Executi
         need=need,
         step=step,
         peak_bytes=peak_bytes,
-        memory_bytes=math.ceil(peak_bytes * (1 + memory_margin)),
+        memory_bytes=math.ceil(peak_bytes * (1 + memory_margin)) + GUARD_BYTES,
         step_s=step_s,
         round_s=work.local_steps * step_s * (1 + time_margin) + budget.transfer_s(wire_bytes),
         transfer_bytes=2 * wire_bytes,
@@ -351,15 +366,20 @@ def _best(
     length: int,
     targets: tuple[str, ...],
 ) -> Cost | None:
-    """Return the fastest way that fits, in the first number format that has one."""
+    """Return a way that fits, in the first number format that has one.
+
+    It is the fastest, or the one with the least memory that is hardly slower.
+    """
     costs = [cost_of(work, machine, budget, x) for x in _ways(work, machine, k, length, targets)]
     fitting = [cost for cost in costs if not cost.limits(budget)]
     if not fitting:
         return None
     first = fitting[0].execution.quantization
+    preferred = [cost for cost in fitting if cost.execution.quantization == first]
+    fastest_s = min(cost.step_s for cost in preferred)
     return min(
-        (cost for cost in fitting if cost.execution.quantization == first),
-        key=lambda cost: cost.step_s,
+        (cost for cost in preferred if cost.step_s <= fastest_s * (1 + NEGLIGIBLE)),
+        key=lambda cost: cost.memory_bytes,
     )
 
 
@@ -401,8 +421,8 @@ def _explain(work: Workload, machine: Machine, budget: Budget, chosen: Cost) -> 
 
 
 def _nearest(costs: list[Cost], budget: Budget) -> Cost:
-    """Return the way that exceeds the fewest budgets, and memory by the least."""
-    return min(costs, key=lambda cost: (len(cost.limits(budget)), cost.memory_bytes, cost.round_s))
+    """Return the way whose worst excess over a budget is least."""
+    return min(costs, key=lambda cost: (cost.excess(budget), cost.step_s))
 
 
 def _concessions(work: Workload, chosen: Execution) -> Iterator[str]:
@@ -424,7 +444,7 @@ def _not_feasible(work: Workload, machine: Machine, budget: Budget, k: int) -> N
     *_, (length, targets) = [(work.length, _endings(work)), *_cuts(work, _endings(work))]
     ways = list(_ways(work, machine, k, length, targets))
     if not ways:
-        reasons = "; ".join(f"{x}: {why}" for x, why in machine.rates.unusable.items())
+        reasons = "; ".join(f"{x}: {machine.rates.unusable[x]}" for x in work.quantizations)
         return NotFeasible(
             f"none of the number formats {', '.join(work.quantizations)} works here ({reasons}): "
             "allow another one"
@@ -435,11 +455,11 @@ def _not_feasible(work: Workload, machine: Machine, budget: Budget, k: int) -> N
     if memory_short:
         missing.append(f"{format_bytes(memory_short)} of memory")
         needed.append(f"a memory budget of {format_bytes(cost.memory_bytes)}")
-    time_short = max(0.0, cost.round_s - (budget.round_s or math.inf))
+    time_short = max(0.0, cost.round_s - _or_infinite(budget.round_s))
     if time_short:
         missing.append(f"{format_seconds(time_short)} of time")
         needed.append(f"a deadline of {format_seconds(cost.round_s)}")
-    transfer_short = max(0, cost.transfer_bytes - (budget.transfer_bytes or cost.transfer_bytes))
+    transfer_short = int(max(0, cost.transfer_bytes - _or_infinite(budget.transfer_bytes)))
     if transfer_short:
         missing.append(f"{format_bytes(transfer_short)} of transfer")
         needed.append(f"a byte budget of {format_bytes(cost.transfer_bytes)}")
@@ -450,3 +470,7 @@ def _not_feasible(work: Workload, machine: Machine, budget: Budget, k: int) -> N
         shortfall_s=time_short,
         shortfall_transfer_bytes=transfer_short,
     )
+
+
+def _or_infinite(limit: float | None) -> float:
+    return math.inf if limit is None else limit

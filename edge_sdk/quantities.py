@@ -67,20 +67,21 @@ def parse_rate(text: str) -> float:
 
 def format_seconds(seconds: float) -> str:
     """Write a duration for people: ``0.3 s``, ``42 s``, ``3 min 20 s``, ``2 h 5 min``."""
-    if seconds < 10:
+    whole, minutes = round(seconds), round(seconds / 60)
+    if seconds < 9.95:
         return f"{seconds:.2g} s"
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    if seconds < 3600:
-        return f"{seconds // 60:.0f} min {seconds % 60:.0f} s"
-    return f"{seconds // 3600:.0f} h {seconds % 3600 // 60:.0f} min"
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{minutes // 60} h {minutes % 60} min"
 
 
 def format_bytes(amount: float) -> str:
     """Write an amount of memory with three digits and a decimal unit: ``704 MB``."""
     size = float(amount)
     for unit in ("B", "kB", "MB"):
-        if abs(size) < 1000:
-            return f"{size:.3g} {unit}" if abs(size) < 999.5 else f"{size:.0f} {unit}"
+        if abs(size) < 999.5:  # what rounds to a thousand is one of the next unit
+            return f"{size:.3g} {unit}"
         size /= 1000
     return f"{size:.2f} GB"

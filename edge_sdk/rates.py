@@ -25,7 +25,7 @@ class Rates:
         origin: Whether the numbers were measured here, assumed, or taken from a device profile.
         threads: CPU threads they hold for.
         fp32_flops_per_s: Matrix products forward and backward, many rows.
-        bf16_flops_per_s: The same in bf16; 0 if unknown.
+        bf16_flops_per_s: The same in bf16; 0 if unknown, and then taken to be that of fp32.
         half_rate_rows: Rows of a product at which half of that rate is reached.
         fresh_bytes_per_s: Writing tensors into memory the process has not touched yet.
         nf4_elements_per_s: Widening NF4 weights; 0 if that does not work here.
@@ -33,6 +33,7 @@ class Rates:
         process_bytes: Resident memory of the libraries after their first use.
         nf4_bytes: What bitsandbytes adds to that.
         unusable: Number formats whose kernel fails here, with the reason.
+        measured_s: Seconds that measuring took, imports aside.
     """
 
     origin: Origin
@@ -46,6 +47,7 @@ class Rates:
     process_bytes: int
     nf4_bytes: int
     unusable: dict[Quantization, str] = field(default_factory=dict)
+    measured_s: float = 0.0
 
     def runtime_bytes(self, quantization: Quantization) -> int:
         """Return the memory of the libraries that a number format needs."""
@@ -53,7 +55,7 @@ class Rates:
 
     def flops_per_s(self, rows: int, is_bf16: bool) -> float:
         """Return the rate of a matrix product with that many rows."""
-        full = self.bf16_flops_per_s if is_bf16 else self.fp32_flops_per_s
+        full = (self.bf16_flops_per_s if is_bf16 else 0.0) or self.fp32_flops_per_s
         return full * rows / (rows + self.half_rate_rows)
 
 

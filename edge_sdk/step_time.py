@@ -77,7 +77,7 @@ def step_time(
     flops = 2.0 * tokens * (body + attention) * (forwards + 1)
     flops += 2.0 * tokens * adapter_parameters(trained, execution.k)
     flops += 4.0 * scores * shape.hidden_size * shape.vocab_size
-    kept = kept_bytes(shape, trained, execution.k, compute) * shape.num_layers * tokens
+    kept = kept_bytes(shape, trained, execution, compute) * shape.num_layers * tokens
     written = kept * (FORWARD_TRAFFIC * forwards + BACKWARD_TRAFFIC)
     written += scores * shape.vocab_size * LOGITS_TRAFFIC
     numbers = adapter_parameters(trained, execution.k)

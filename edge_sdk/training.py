@@ -118,7 +118,7 @@ def train_round(
     except (MemoryError, RuntimeError, OSError) as error:
         if not is_out_of_memory(error):
             raise
-        failure = str(error).split("\n", 1)[0]
+        failure = str(error).split("\n", 1)[0] or type(error).__name__
     if failure is not None:  # raised out here: the caught one holds the failed step's tensors
         raise OutOfMemory(
             f"memory ran out while training {k} ranks on {micro_batch or training.batch_size} "

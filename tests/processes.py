@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -78,10 +79,10 @@ def run_json(module: str, *words: str) -> dict[str, Any]:
     return json.loads(done.stdout)
 
 
-def start_device(*words: str) -> subprocess.Popen[str]:
-    """Start ``edge-sdk run --json WORDS`` in the background."""
+def start_device(*words: str, program: Sequence[str] = ("edge_sdk",)) -> subprocess.Popen[str]:
+    """Start ``edge-sdk run --json WORDS``, or a program that wraps it, in the background."""
     return subprocess.Popen(
-        [sys.executable, "-m", "edge_sdk", "run", "--json", *words],
+        [sys.executable, "-m", *program, "run", "--json", *words],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -8,6 +8,7 @@ import pytest
 
 from edge_sdk.client import EdgeClient
 from edge_sdk.errors import ConfigError, ModelError
+from edge_sdk.local_plan import Allowance
 from edge_sdk.model_folder import read_config, read_model_shape, tensor_shapes
 from edge_sdk.model_shape import FAMILIES, read_shape, shape_from_tensors
 from tests.processes import ServerProcess
@@ -62,8 +63,7 @@ def test_unknown_family_learns_in_a_real_round(tmp_path: Path, quantization):
             server=server.address,
             enrolment_token=server.command("token", "create")["enrolment_token"],
             state_folder=tmp_path / "device",
-            quantization=quantization,
-            threads=1,
+            allowance=Allowance(quantization=quantization, threads=1),
         )
         first, second = client.rounds()
     assert first.k == second.k == 4

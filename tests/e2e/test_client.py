@@ -23,15 +23,15 @@ from edge_sdk.errors import (
 )
 from edge_sdk.evaluation import completion_loss
 from edge_sdk.generation import generate, load_with_adapter
+from edge_sdk.local_plan import Allowance, LocalPlanner
+from edge_sdk.memory import adapter_parameters
 from edge_sdk.model_folder import read_config, weights_digest
 from edge_sdk.model_shape import read_shape
-from edge_sdk.plan import Workload
 from edge_sdk.wire.messages import BaseModel
 from tests.processes import ServerProcess
 from tests.tiny_model import save_tiny_llama, write_jsonl
 
 ROUNDS = 3
-LONGEST = 9  # tokens of the longest example below, its end token included
 QUESTIONS = {
     "ada": ("what", "one"),
     "ben": ("who", "two"),
@@ -82,9 +82,11 @@ def test_fleet_learns_together_and_the_adapter_comes_home(
             enrolment_token=token,
             name=name,
             state_folder=tmp_path / name,
-            memory_budget_bytes=_budget(tiny_llama, LONGEST, affordable[name]),
-            quantization="fp32",
-            threads=1,
+            allowance=Allowance(
+                transfer_bytes=_transfer_bytes(tiny_llama, affordable[name]),
+                quantization="fp32",
+                threads=1,
+            ),
         )
         for name, path in data.items()
     }
@@ -139,8 +141,7 @@ def test_classifier_learns_through_the_same_path_and_its_head_is_counted_apart(
         enrolment_token=token,
         state_folder=tmp_path / "state",
         task="colours",
-        quantization="fp32",
-        threads=1,
+        allowance=Allowance(quantization="fp32", threads=1),
     )
     first, second = client.rounds()
     assert second.loss < first.loss
@@ -152,20 +153,39 @@ def test_classifier_learns_through_the_same_path_and_its_head_is_counted_apart(
     assert scores["cold"] > scores["warm"]
 
 
-def _budget(model: Path, longest: int, k: int) -> int:
-    """Return exactly what a device needs for ``k`` ranks, by the planner's own numbers."""
+def _transfer_bytes(model: Path, k: int) -> int:
+    """Return what ``k`` ranks in fp32 move, down and up."""
     shape = read_shape(read_config(model))
-    work = Workload(
-        shape=shape,
-        layers=shape.target_layers(shape.default_targets),
-        r=8,
-        quantization="fp32",
-        compute_bytes=4,  # of an fp32 base
-        batch_size=8,
-        length=longest,
-        predicted=longest,
+    return 2 * 4 * adapter_parameters(shape.target_layers(shape.default_targets), k)
+
+
+def test_a_device_plans_for_the_examples_it_has(
+    server, token, data, tmp_path, tiny_llama, monkeypatch
+):
+    """Four of at most nine tokens, two of them learned; the task allows 8 of 256 at once."""
+    server.command(
+        *("task", "create", "few", "--model", str(tiny_llama), "--rank", "8"),
+        *("--rounds", "1", "--cohort-size", "1", "--local-steps", "1"),
     )
-    return work.need(k).total
+    planned = []
+    plan = LocalPlanner.plan
+
+    def noted(planner, work, deadline_s):
+        planned.append((work.batch_size, work.length, work.learned))
+        return plan(planner, work, deadline_s)
+
+    monkeypatch.setattr(LocalPlanner, "plan", noted)
+    client = EdgeClient(
+        data=data["ada"],
+        server=server.address,
+        enrolment_token=token,
+        task="few",
+        state_folder=tmp_path / "new",
+        allowance=Allowance(quantization="fp32", threads=1),
+    )
+    (done,) = client.rounds()
+    assert done.k == client.plan().k == 8
+    assert planned == [(4, 9, 2), (8, 256, 256)]
 
 
 def test_wrong_enrolment_token_is_refused(server, data, tmp_path):
@@ -219,7 +239,7 @@ def test_budget_too_small_for_one_rank_says_how_much_is_missing(server, token, d
         enrolment_token=token,
         task="words",
         state_folder=tmp_path / "new",
-        memory_budget_bytes=10_000_000,
+        allowance=Allowance(memory_bytes=10_000_000, threads=1),
     )
     with pytest.raises(NotFeasible, match="short") as refused:
         next(client.rounds())
@@ -275,10 +295,14 @@ def test_command_line_prints_one_line_and_fails(words, said, tiny_llama, tmp_pat
     assert "Traceback" not in shown.err
 
 
-def test_probe_and_plan_speak_json(tiny_llama, capsys):
-    assert main(["probe", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["memory_total_bytes"] > 0
-    assert main(["plan", "--model", str(tiny_llama), "--rank", "8", "--json"]) == 0
+def test_probe_and_plan_speak_json(tiny_llama, tmp_path, capsys):
+    assert main(["probe", "--threads", "1", "--json"]) == 0
+    probed = json.loads(capsys.readouterr().out)
+    assert probed["memory"]["total_bytes"]["value"] > 0
+    assert probed["rates"]["origin"] == "measured"
+    words = ["plan", "--model", str(tiny_llama), "--rank", "8", "--threads", "1"]
+    assert main([*words, "--state", str(tmp_path), "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
-    assert plan["k"] == 8
-    assert plan["total_bytes"] == sum(plan["need"].values())
+    assert plan["k"] == plan["cost"]["execution"]["k"] == 8
+    assert plan["rates"] == "measured", "one measurement serves both"
+    assert plan["cost"]["peak_bytes"] == sum(plan["cost"]["need"].values())

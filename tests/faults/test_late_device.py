@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-import edge_sdk.training
+import edge_sdk.local_trainer
 from edge_sdk.client import EdgeClient
+from edge_sdk.local_plan import Allowance
 from edge_sdk.transport import Transport
 from tests.numpy_device import NumpyDevice
 from tests.processes import ServerProcess
@@ -29,7 +30,7 @@ def test_device_that_misses_a_round_is_not_counted_there_but_in_the_next(
         secret = server.command("token", "create")["enrolment_token"]
         token = Transport(server.address).enrol(secret, "fast").device_token
         fast = NumpyDevice(server.address, token, "t", 2)
-        train_round = edge_sdk.training.train_round
+        train_round = edge_sdk.local_trainer.train_round
         overtaken = []
 
         def overtaken_once(*args, **settings):
@@ -39,14 +40,13 @@ def test_device_that_misses_a_round_is_not_counted_there_but_in_the_next(
                 fast.wait_for_version(1)
             return train_round(*args, **settings)
 
-        monkeypatch.setattr("edge_sdk.training.train_round", overtaken_once)
+        monkeypatch.setattr("edge_sdk.local_trainer.train_round", overtaken_once)
         slow = EdgeClient(
             data=write_jsonl(tmp_path / "data.jsonl", [{"text": "what is red"}]),
             server=server.address,
             enrolment_token=secret,
             state_folder=tmp_path / "slow",
-            quantization="fp32",
-            threads=1,
+            allowance=Allowance(quantization="fp32", threads=1),
         )
         first, second = slow.rounds()
         assert (first.round_number, first.counted) == (1, False)

@@ -134,6 +134,19 @@ def test_only_what_is_attached_is_trained(loaded_bert, tiny_bert):
     assert trained == gradients == {id(p) for p in attached.parameters()}
 
 
+def test_only_the_targets_to_train_get_gradients_and_all_get_values(loaded_llama, tiny_llama):
+    adapter = adapter_spec(tiny_llama, causal_spec())
+    given = random_arrays(adapter, k=2)
+    attached = attach(loaded_llama.model, adapter, given, 1.0, trained_targets={"v_proj"})
+    loaded_llama.model(input_ids=IDS).logits.sum().backward()
+    gradients = [p for p in loaded_llama.model.parameters() if p.grad is not None]
+    attached.detach()
+    trained = [layer for layer in adapter.layers if layer.ending == "v_proj"]
+    assert len(gradients) == len(attached.parameters()) == 2 * len(trained)
+    assert {id(p) for p in gradients} == {id(p) for p in attached.parameters()}
+    assert attached.arrays().keys() == given.keys()
+
+
 def test_a_dense_head_on_a_bf16_base_is_trained_in_fp32(tiny_bert):
     base = load_base(tiny_bert, classifier_spec(), "fp32", threads=1)
     adapter = adapter_spec(tiny_bert, classifier_spec())

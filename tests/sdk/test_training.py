@@ -16,7 +16,13 @@ from transformers import AutoModelForCausalLM
 
 from edge_sdk.base_model import LoadedBase, load_base
 from edge_sdk.data import Batch, Example, collate, load_examples
-from edge_sdk.errors import AdapterError, LossDiverged, TrainingError, WrongBaseModel
+from edge_sdk.errors import (
+    AdapterError,
+    LossDiverged,
+    OutOfMemory,
+    TrainingError,
+    WrongBaseModel,
+)
 from edge_sdk.evaluation import classification_accuracy, completion_loss
 from edge_sdk.sketch import draw_sketch, scatter_add
 from edge_sdk.training import train_round
@@ -388,12 +394,12 @@ def allocate_in_torch(step: int, loss: float) -> None:
 
 
 @pytest.mark.parametrize("allocate", [allocate_in_numpy, allocate_in_torch])
-def test_memory_that_runs_out_is_a_training_error_that_says_what_was_tried(
+def test_memory_that_runs_out_is_out_of_memory_that_says_what_was_tried(
     untouched, tiny_llama, questions, allocate
 ):
     adapter = adapter_spec(tiny_llama, causal_spec())
     slices, training = random_arrays(adapter, 2), TrainingSpec(batch_size=2, max_length=32)
-    with pytest.raises(TrainingError, match="memory ran out while training 2 ranks on batches"):
+    with pytest.raises(OutOfMemory, match="training 2 ranks on 2 examples at once"):
         train_round(untouched, adapter, 2, slices, training, questions, 0, on_step=allocate)
 
 

@@ -1,0 +1,48 @@
+"""A task that takes far more memory when it is trained at once than in small parts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.processes import ServerProcess
+from tests.tiny_model import WORDS, save_tiny_llama, write_jsonl
+
+R, LAST_STEP, SEED = 8, 4, 5
+
+
+@dataclass(frozen=True)
+class ThirstyTask:
+    """A task on a running server, and all that a device needs to take part."""
+
+    server: ServerProcess
+    token: str
+    model: Path
+    data: Path
+
+
+@pytest.fixture(scope="session")
+def wide_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small model whose activations are many: some 15 KB a token."""
+    return save_tiny_llama(tmp_path_factory.mktemp("wide"), hidden=64, layers=4)
+
+
+@pytest.fixture
+def thirsty(tmp_path: Path, wide_llama: Path) -> Iterator[ThirstyTask]:
+    """Two rounds of 24 examples at once, each of 96 tokens: 35 MB of activations."""
+    texts = [" ".join([WORDS[i], *["city"] * 60, *["is"] * 33]) for i in range(24)]
+    data = write_jsonl(
+        tmp_path / "data.jsonl", [{"prompt": text, "completion": " yes"} for text in texts]
+    )
+    with ServerProcess(tmp_path / "server") as server:
+        server.command(
+            *("task", "create", "t", "--model", str(wide_llama), "--rank", str(R)),
+            *("--sketch-sizes", "1,2,4,8", "--rounds", "2", "--cohort-size", "1"),
+            *("--batch-size", "24", "--max-length", "96", "--local-steps", str(LAST_STEP)),
+            *("--seed", str(SEED)),
+        )
+        token = server.command("token", "create")["enrolment_token"]
+        yield ThirstyTask(server, token, wide_llama, data)

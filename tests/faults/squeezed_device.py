@@ -1,0 +1,80 @@
+"""``python -m tests.faults.squeezed_device WHEN ARGUMENTS``: edge-sdk, and memory runs out.
+
+What runs out is real: at the given moment memory is written block by block until the system
+refuses one.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+import edge_sdk.base_model
+import edge_sdk.local_trainer
+import edge_sdk.training
+from edge_sdk.cli import main
+
+_BLOCK_NUMBERS = 4 << 20  # of 4 bytes
+_MOST_BLOCKS = 200  # 3.1 GiB: beyond this nothing limits this process
+
+
+def squeeze() -> None:
+    """Write memory until an allocation fails; the caller meets the error of that allocation."""
+    assert resource.getrlimit(resource.RLIMIT_DATA)[0] != resource.RLIM_INFINITY
+    hoard = list[torch.Tensor]()
+    while len(hoard) < _MOST_BLOCKS:
+        hoard.append(torch.ones(_BLOCK_NUMBERS))
+    raise AssertionError("this process is not held to its budget")
+
+
+def squeeze_in_step_3() -> None:
+    """In the third step of the process's first attempt, when its activations are there."""
+    train_round = edge_sdk.local_trainer.train_round
+    add_gradients, predict = edge_sdk.training._add_gradients, edge_sdk.training.predict
+    attempts = steps = 0
+
+    def attempted(*arguments: Any, **how: Any) -> Any:
+        nonlocal attempts, steps
+        attempts, steps = attempts + 1, 0  # warming up has taken a step before
+        return train_round(*arguments, **how)
+
+    def counted(*arguments: Any) -> float:
+        nonlocal steps
+        steps += 1
+        return add_gradients(*arguments)
+
+    def squeezed(*arguments: Any) -> Any:
+        predictions = predict(*arguments)
+        if (attempts, steps) == (1, 3):
+            squeeze()
+        return predictions
+
+    edge_sdk.local_trainer.train_round = attempted
+    edge_sdk.training._add_gradients = counted
+    edge_sdk.training.predict = squeezed
+
+
+def squeeze_every_load() -> None:
+    """Whenever the base has been read."""
+    load_model = edge_sdk.base_model._load_model
+
+    def squeezed(*arguments: Any) -> Any:
+        model = load_model(*arguments)
+        squeeze()
+        return model
+
+    edge_sdk.base_model._load_model = squeezed
+
+
+_WHEN: dict[str, Callable[[], None]] = {
+    "step-3": squeeze_in_step_3,
+    "every-load": squeeze_every_load,
+}
+
+if __name__ == "__main__":
+    _WHEN[sys.argv[1]]()
+    sys.exit(main(sys.argv[2:]))

@@ -1,0 +1,195 @@
+"""A device's trainer does what its plan says, within the budget of the plan."""
+
+from __future__ import annotations
+
+import resource
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edge_sdk.base_model import load_base
+from edge_sdk.errors import ModelError, OutOfMemory, WrongBaseModel
+from edge_sdk.local_trainer import LocalTrainer, describe
+from edge_sdk.model_folder import read_model_shape
+from edge_sdk.plan import Budget, Machine, Plan, Workload, make_plan
+from edge_sdk.rates import assumed_rates
+from edge_sdk.training import train_round
+from edge_sdk.wire.messages import Assignment, TaskSpec, TrainingSpec
+from tests.sdk.parts import QUESTIONS, adapter_spec, causal_spec, random_arrays, task_spec
+from tests.tiny_model import write_jsonl
+
+PLENTY = 1 << 50
+K = 4
+TRAINING = TrainingSpec(local_steps=2, batch_size=4, local_lr=1e-2)
+
+
+@pytest.fixture
+def task(tiny_llama) -> TaskSpec:
+    return task_spec(causal_spec(), adapter_spec(tiny_llama, causal_spec()))
+
+
+@pytest.fixture
+def data(tmp_path) -> Path:
+    return write_jsonl(tmp_path / "data.jsonl", QUESTIONS)
+
+
+@pytest.fixture
+def trainer(task, tiny_llama, data) -> LocalTrainer:
+    return LocalTrainer(task, tiny_llama, data, threads=1)
+
+
+@pytest.fixture
+def plan(task, tiny_llama) -> Plan:
+    """For the whole batch at once, in fp32."""
+    work = Workload(
+        shape=read_model_shape(tiny_llama),
+        layers=tuple(task.adapter.layers),
+        r=task.adapter.r,
+        sketch_sizes=(K,),
+        quantizations=("fp32",),
+        batch_size=TRAINING.batch_size,
+        local_steps=TRAINING.local_steps,
+        length=32,
+        learned=8,
+    )
+    machine = Machine(has_native_bf16=False, rates=assumed_rates(1))
+    return with_execution(
+        make_plan(work, machine, Budget(memory_bytes=PLENTY)), micro_batch=4, checkpointing=False
+    )
+
+
+def with_execution(plan: Plan, **changes: object) -> Plan:
+    execution = replace(plan.execution, **changes)
+    return replace(plan, cost=replace(plan.cost, execution=execution))
+
+
+def assignment() -> Assignment:
+    return Assignment(
+        task="tiny",
+        round_number=1,
+        adapter_version=0,
+        seed=3,
+        deadline_s=60.0,
+        k=K,
+        training=TRAINING,
+    )
+
+
+def test_what_it_trains_is_what_the_plan_says(trainer, plan, task, tiny_llama):
+    planned = with_execution(plan, micro_batch=3, checkpointing=True, trained_targets=("q_proj",))
+    slices = random_arrays(task.adapter, K)
+    result = trainer.train(planned, assignment(), slices)
+    expected = train_round(
+        load_base(tiny_llama, task.base, "fp32", threads=1),
+        task.adapter,
+        K,
+        slices,
+        TRAINING,
+        trainer.examples,
+        seed=3,
+        micro_batch=3,
+        checkpointing=True,
+        trained_targets=("q_proj",),
+    )
+    assert result.losses == expected.losses
+    for name, array in expected.update.items():
+        np.testing.assert_array_equal(result.update[name], array)
+        assert np.any(array) == ("q_proj" in name)
+
+
+def test_each_part_of_an_execution_reaches_training(trainer, plan, task, monkeypatch):
+    """Checkpointing and micro-batches change no number, so that is not where it would show."""
+    asked = []
+
+    def noted(*arguments, **how):
+        asked.append((how["micro_batch"], how["checkpointing"], how["trained_targets"]))
+        return train_round(*arguments, **how)
+
+    monkeypatch.setattr("edge_sdk.local_trainer.train_round", noted)
+    slices = random_arrays(task.adapter, K)
+    ways = [(4, False, ("q_proj",)), (1, False, ("v_proj",)), (2, True, ("v_proj", "q_proj"))]
+    for micro_batch, checkpointing, targets in ways:
+        way = with_execution(
+            plan, micro_batch=micro_batch, checkpointing=checkpointing, trained_targets=targets
+        )
+        trainer.train(way, assignment(), slices)
+    assert asked == ways
+
+
+def test_the_base_is_loaded_once_and_anew_only_in_another_number_format(
+    trainer, plan, task, monkeypatch
+):
+    loaded = []
+
+    def noted(folder, spec, quantization, threads):
+        loaded.append(quantization)
+        return load_base(folder, spec, quantization, threads)
+
+    monkeypatch.setattr("edge_sdk.local_trainer.load_base", noted)
+    slices = random_arrays(task.adapter, K)
+    trainer.prepare(plan)
+    trainer.prepare(with_execution(plan, micro_batch=1))
+    trainer.train(plan, assignment(), slices)
+    trainer.train(with_execution(plan, quantization="bf16"), assignment(), slices)
+    assert loaded == ["fp32", "bf16"]
+
+
+def test_examples_are_cut_to_the_length_of_the_plan_and_keep_what_is_learned(trainer, plan, task):
+    longest, learned = trainer.longest, trainer.learned
+    result = trainer.train(
+        with_execution(plan, length=longest - 2), assignment(), random_arrays(task.adapter, K)
+    )
+    assert result.longest == trainer.longest == longest - 2
+    assert trainer.learned == learned == 4
+
+
+def test_a_budget_that_is_spent_already_is_out_of_memory_and_leaves_no_limit(trainer, plan):
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    spent = replace(plan, budget=Budget(memory_bytes=1 << 20))
+    with pytest.raises(OutOfMemory, match="memory budget") as caught:
+        trainer.prepare(spent)
+    assert caught.value.needed_bytes > caught.value.budget_bytes == 1 << 20
+    assert resource.getrlimit(resource.RLIMIT_DATA) == before
+    trainer.prepare(plan)
+
+
+def test_the_budget_is_enforced_in_every_step_and_only_there(trainer, plan, task, monkeypatch):
+    limits = []
+
+    def noted(*arguments, on_step, **how):
+        def look(step: int, loss: float) -> None:
+            on_step(step, loss)
+            limits.append(resource.getrlimit(resource.RLIMIT_DATA)[0])
+
+        return train_round(*arguments, on_step=look, **how)
+
+    monkeypatch.setattr("edge_sdk.local_trainer.train_round", noted)
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    budget = Budget(memory_bytes=64 << 30)
+    trainer.train(replace(plan, budget=budget), assignment(), random_arrays(task.adapter, K))
+    assert len(limits) == TRAINING.local_steps
+    assert all(0 < limit < 80 << 30 for limit in limits)
+    assert resource.getrlimit(resource.RLIMIT_DATA) == before
+
+
+def test_a_base_that_is_another_model_is_no_lack_of_memory(task, tiny_bert, data, plan):
+    trainer = LocalTrainer(task, tiny_bert, data, threads=1)
+    with pytest.raises(ModelError) as caught:
+        trainer.prepare(plan)
+    assert "memory" not in str(caught.value)
+
+
+def test_a_layer_of_another_size_is_the_wrong_base_model(task, tiny_llama, data, plan):
+    layers = [replace(task.adapter.layers[0], d_in=33), *task.adapter.layers[1:]]
+    other = replace(task, adapter=replace(task.adapter, layers=layers))
+    trainer = LocalTrainer(other, tiny_llama, data, threads=1)
+    with pytest.raises(WrongBaseModel, match=r"33 -> 32"):
+        trainer.prepare(plan)
+
+
+def test_a_plan_is_described_with_its_sketch_and_how_it_trains(plan):
+    text = describe(with_execution(plan, micro_batch=2, checkpointing=True))
+    assert "k = 4 of 8 (fp32, 2 examples at once, checkpointing)" in text
+    assert "checkpointing" not in describe(plan)
