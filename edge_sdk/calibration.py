@@ -7,9 +7,9 @@ from pathlib import Path
 
 import msgspec
 
+from edge_sdk.cost import Correction, Cost
 from edge_sdk.errors import StorageError
 from edge_sdk.execution import Quantization
-from edge_sdk.plan import Correction, Cost
 
 _FILE = "calibration.json"
 

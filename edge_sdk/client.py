@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from edge_sdk.cost import Workload
 from edge_sdk.device import peak_rss_bytes
 from edge_sdk.enrolment import join
 from edge_sdk.errors import (
@@ -26,7 +27,7 @@ from edge_sdk.link import save_link
 from edge_sdk.local_plan import Allowance, LocalPlanner
 from edge_sdk.model_folder import config_digest, find_model, read_model_shape, weights_digest
 from edge_sdk.peft_folder import write_peft_folder
-from edge_sdk.plan import Plan, Workload
+from edge_sdk.plan import Plan
 from edge_sdk.transport import Transport
 from edge_sdk.wire.messages import Assignment, TaskSpec, UpdateReport, encode_message
 from edge_sdk.wire.payload import Arrays, adapter_shapes, decode, dense_bytes, encode, number_bytes

@@ -9,13 +9,14 @@ from pathlib import Path
 import psutil
 
 from edge_sdk.calibration import Calibration
+from edge_sdk.cost import Budget, Machine, Workload, cost_of
 from edge_sdk.device import DeviceReport, fingerprint, probe
 from edge_sdk.errors import ConfigError, DeviceError, StorageError
 from edge_sdk.execution import Quantization
 from edge_sdk.link import load_link
 from edge_sdk.memory_guard import default_floor_bytes
 from edge_sdk.microbenchmark import known_rates, library_versions, measure_rates
-from edge_sdk.plan import Budget, Machine, Plan, Workload, cost_of, make_plan, memory_budget
+from edge_sdk.plan import Plan, make_plan, memory_budget
 from edge_sdk.rates import Rates
 
 log = logging.getLogger("edge_sdk")

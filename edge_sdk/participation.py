@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 from statistics import median
 
+from edge_sdk.cost import Workload
 from edge_sdk.errors import OutOfMemory
 from edge_sdk.local_plan import LocalPlanner
 from edge_sdk.local_trainer import LocalTrainer, describe
-from edge_sdk.plan import Plan, Workload, smaller_plan
+from edge_sdk.plan import Plan, smaller_plan
 from edge_sdk.training import LocalResult
 from edge_sdk.wire.messages import CheckIn, TaskSpec
 

@@ -3,167 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
-from edge_sdk.errors import ConfigError, NotFeasible
-from edge_sdk.execution import Execution, Quantization
-from edge_sdk.memory import MemoryNeed, adapter_parameters, memory_need
-from edge_sdk.model_shape import ModelShape
+from edge_sdk.cost import Budget, Cost, Machine, Workload, cost_of
+from edge_sdk.errors import NotFeasible
+from edge_sdk.execution import Execution
 from edge_sdk.quantities import format_bytes, format_seconds
-from edge_sdk.rates import Rates
-from edge_sdk.sketch import check_sizes
-from edge_sdk.step_time import StepTime, step_time
-from edge_sdk.wire.messages import LayerSpec
 
 SHARE_OF_FREE_MEMORY = 0.7  # without a stated budget, the rest stays with the owner
 SHORTEST_LENGTH = 32  # tokens to which examples are cut before target modules are dropped
-MEMORY_MARGIN, CALIBRATED_MEMORY_MARGIN = 0.04, 0.02  # of the prediction, on top of it
-GUARD_BYTES = 64_000_000  # a limit on address space must take gaps in the heap for used
-TIME_MARGIN, CALIBRATED_TIME_MARGIN = 0.30, 0.15
 NEGLIGIBLE = 0.05  # of a step's time, for which no memory is spent
 SHARES_AFTER_FAILURE = (0.9, 0.97)  # of the memory that proved too little, as far as it goes
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Workload:
-    """What a task asks of a device, with the device's data.
-
-    Attributes:
-        shape: The base model.
-        layers: Every adapted layer.
-        r: Global rank.
-        sketch_sizes: The task's ladder of k.
-        quantizations: Number formats allowed for the frozen layers, the preferred one first.
-        batch_size: Examples per optimizer step.
-        local_steps: Optimizer steps per round.
-        length: Tokens of the longest example.
-        learned: Tokens of an example that are learned, at most.
-        wire_bytes: Per number on the wire.
-    """
-
-    shape: ModelShape
-    layers: tuple[LayerSpec, ...]
-    r: int
-    sketch_sizes: tuple[int, ...]
-    quantizations: tuple[Quantization, ...]
-    batch_size: int
-    local_steps: int
-    length: int
-    learned: int
-    wire_bytes: int = 4
-
-    def __post_init__(self) -> None:
-        for k in self.sketch_sizes:
-            check_sizes(self.r, k)
-        for name in ("batch_size", "local_steps", "length", "learned"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}={getattr(self, name)} must be at least 1")
-        if not self.sketch_sizes or not self.quantizations:
-            raise ConfigError("a plan needs at least one sketch size and one number format")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Correction:
-    """What runs on this device taught about its predictions.
-
-    Attributes:
-        memory_bytes: Measured minus predicted peak memory.
-        time_factor: Measured over predicted step time.
-        runs: Measured runs; 0 means that nothing was measured yet.
-    """
-
-    memory_bytes: int = 0
-    time_factor: float = 1.0
-    runs: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Machine:
-    """What the planner knows about a device.
-
-    Attributes:
-        has_native_bf16: Its processor multiplies bf16 in hardware.
-        rates: Its speed, and the memory of its libraries.
-        corrections: From earlier runs of the same model, by number format.
-    """
-
-    has_native_bf16: bool
-    rates: Rates
-    corrections: Mapping[Quantization, Correction] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Budget:
-    """What one round may cost.
-
-    Attributes:
-        memory_bytes: Of the training process, libraries included.
-        floor_bytes: Training pauses while the device has less memory free than this.
-        round_s: From receiving the slice to having sent the update; None for no deadline.
-        transfer_bytes: Both ways together; None for any number.
-        uplink_bytes_per_s: Of the link to the server; None if unknown.
-        downlink_bytes_per_s: From the server; None if unknown.
-    """
-
-    memory_bytes: int
-    floor_bytes: int = 0
-    round_s: float | None = None
-    transfer_bytes: int | None = None
-    uplink_bytes_per_s: float | None = None
-    downlink_bytes_per_s: float | None = None
-
-    def transfer_s(self, wire_bytes: int) -> float:
-        """Return the seconds of moving that many bytes down, then up; 0 over unknown links."""
-        links = (self.uplink_bytes_per_s, self.downlink_bytes_per_s)
-        return sum(wire_bytes / link for link in links if link is not None)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cost:
-    """What one way of training costs, corrected by what was measured, margins included.
-
-    Attributes:
-        execution: The way.
-        need: Predicted peak memory by component, uncorrected.
-        step: Predicted time of an optimizer step, uncorrected.
-        peak_bytes: Predicted peak memory.
-        memory_bytes: The same with its margin: what a budget must hold.
-        step_s: Predicted time of an optimizer step.
-        round_s: All steps with their margin, and the transfers.
-        transfer_bytes: Up and down together.
-        is_calibrated: Whether earlier runs corrected the numbers.
-    """
-
-    execution: Execution
-    need: MemoryNeed
-    step: StepTime
-    peak_bytes: int
-    memory_bytes: int
-    step_s: float
-    round_s: float
-    transfer_bytes: int
-    is_calibrated: bool
-
-    def limits(self, budget: Budget) -> list[str]:
-        """Return the budgets this exceeds: of ``transfer``, ``memory`` and ``time``."""
-        return [name for name, share in self._shares(budget).items() if share > 1]
-
-    def excess(self, budget: Budget) -> float:
-        """Return the largest share of a budget that this takes; above 1 it does not fit."""
-        return max(self._shares(budget).values())
-
-    def _shares(self, budget: Budget) -> dict[str, float]:
-        wanted = {
-            "transfer": (self.transfer_bytes, budget.transfer_bytes),
-            "memory": (self.memory_bytes, budget.memory_bytes),
-            "time": (self.round_s, budget.round_s),
-        }
-        return {
-            name: cost / limit if limit else math.inf
-            for name, (cost, limit) in wanted.items()
-            if limit is not None
-        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -284,54 +135,6 @@ def smaller_plan(work: Workload, machine: Machine, failed: Plan) -> Plan:
         except NotFeasible as error:
             refusal = error
     raise refusal
-
-
-def cost_of(work: Workload, machine: Machine, budget: Budget, execution: Execution) -> Cost:
-    """Predict what one way of training costs."""
-    correction = machine.corrections.get(execution.quantization, Correction())
-    is_calibrated = correction.runs > 0
-    need = memory_need(
-        work.shape,
-        work.layers,
-        execution,
-        batch_size=work.batch_size,
-        predicted=_predicted(work, execution),
-        has_native_bf16=machine.has_native_bf16,
-        runtime_bytes=machine.rates.runtime_bytes(execution.quantization),
-    )
-    step = step_time(
-        work.shape,
-        work.layers,
-        execution,
-        batch_size=work.batch_size,
-        predicted=_predicted(work, execution),
-        has_native_bf16=machine.has_native_bf16,
-        rates=machine.rates,
-    )
-    peak_bytes = max(0, need.total + correction.memory_bytes)
-    step_s = step.total * correction.time_factor
-    memory_margin = CALIBRATED_MEMORY_MARGIN if is_calibrated else MEMORY_MARGIN
-    time_margin = CALIBRATED_TIME_MARGIN if is_calibrated else TIME_MARGIN
-    wire_bytes = work.wire_bytes * (
-        adapter_parameters(work.layers, execution.k)
-        + sum(math.prod(spec.shape) for spec in work.shape.dense)
-    )
-    return Cost(
-        execution=execution,
-        need=need,
-        step=step,
-        peak_bytes=peak_bytes,
-        memory_bytes=math.ceil(peak_bytes * (1 + memory_margin)) + GUARD_BYTES,
-        step_s=step_s,
-        round_s=work.local_steps * step_s * (1 + time_margin) + budget.transfer_s(wire_bytes),
-        transfer_bytes=2 * wire_bytes,
-        is_calibrated=is_calibrated,
-    )
-
-
-def _predicted(work: Workload, execution: Execution) -> int:
-    """Return the places per sequence with logits: where any example of the batch learns."""
-    return min(execution.length, execution.micro_batch * work.learned)
 
 
 def _endings(work: Workload) -> tuple[str, ...]:

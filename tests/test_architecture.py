@@ -45,6 +45,7 @@ PURE = [
     "edge_sdk/rates.py",
     "edge_sdk/step_time.py",
     "edge_sdk/memory.py",
+    "edge_sdk/cost.py",
     "edge_sdk/plan.py",
     "edge_sdk/model_shape.py",
     "edge_sdk/wire/messages.py",

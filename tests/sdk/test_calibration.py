@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 
 from edge_sdk.calibration import Calibration
+from edge_sdk.cost import Budget, Correction, cost_of
 from edge_sdk.errors import StorageError
-from edge_sdk.plan import Budget, Correction, cost_of
 from tests.sdk.workloads import MACHINE, execution, llama_shape, workload
 
 SHAPE = llama_shape(num_hidden_layers=3, vocab_size=8000)
@@ -40,7 +40,9 @@ def test_learning_from_a_corrected_plan_does_not_add_corrections_up(tmp_path):
         assert cost.peak_bytes == MEASURED_BYTES
         assert calibration.corrections("model")["nf4"].runs == runs
         calibration.learn("other", cost, MEASURED_BYTES, MEASURED_S)
-        assert calibration.corrections("other")["nf4"].memory_bytes == 23_456_789
+        other = calibration.corrections("other")["nf4"]
+        assert other.memory_bytes == 23_456_789
+        assert other.time_factor == pytest.approx(1.7)
 
 
 def test_correction_survives_a_restart(tmp_path):

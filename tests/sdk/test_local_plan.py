@@ -10,10 +10,10 @@ import msgspec
 import pytest
 
 from edge_sdk import microbenchmark
+from edge_sdk.cost import cost_of
 from edge_sdk.device import probe
 from edge_sdk.errors import ConfigError
 from edge_sdk.local_plan import QUANTIZATIONS, Allowance, LocalPlanner
-from edge_sdk.plan import cost_of
 from tests.sdk.workloads import RATES, llama_shape, workload
 
 WORK = workload(llama_shape(num_hidden_layers=3, vocab_size=8000))
@@ -101,11 +101,11 @@ def test_what_a_run_took_corrects_the_next_plan(tmp_path, measured_device):
 
 def test_run_of_short_examples_does_not_promise_too_much(tmp_path, measured_device):
     """What was left over because examples were short is no correction."""
-    first = planner(tmp_path, quantization="fp32")
+    first = planner(tmp_path)
     plan = first.plan(WORK)
     short = cost_of(WORK, first.machine(), plan.budget, replace(plan.execution, length=20))
     first.learn(plan, WORK, 20, short.peak_bytes, short.step_s)
-    corrected = planner(tmp_path).machine().corrections["fp32"]
+    corrected = planner(tmp_path).machine().corrections[plan.execution.quantization]
     assert corrected.memory_bytes == 0
     assert corrected.time_factor == pytest.approx(1.0)
 

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from edge_sdk.base_model import load_base
+from edge_sdk.cost import Budget, Machine, Workload
 from edge_sdk.errors import ModelError, OutOfMemory, WrongBaseModel
 from edge_sdk.local_trainer import LocalTrainer, describe
 from edge_sdk.model_folder import read_model_shape
-from edge_sdk.plan import Budget, Machine, Plan, Workload, make_plan
+from edge_sdk.plan import Plan, make_plan
 from edge_sdk.rates import assumed_rates
 from edge_sdk.training import train_round
 from edge_sdk.wire.messages import Assignment, TaskSpec, TrainingSpec

@@ -30,7 +30,7 @@ SIZES = {
     "hidden_size": 192,
     "intermediate_size": 480,
     "num_attention_heads": 4,
-    "max_position_embeddings": 64,
+    "max_position_embeddings": 256,
     "pad_token_id": 0,
     "bos_token_id": 1,
     "eos_token_id": 2,
@@ -84,15 +84,15 @@ def adapted(
     return model, shape
 
 
-def loss_of(model: torch.nn.Module, examples: int, is_padded: bool) -> Tensor:
-    ids = torch.arange(examples * LENGTH).reshape(examples, LENGTH) % 90 + 3
+def loss_of(model: torch.nn.Module, examples: int, is_padded: bool, length: int = LENGTH) -> Tensor:
+    ids = torch.arange(examples * length).reshape(examples, length) % 90 + 3
     mask = torch.ones_like(ids)
     if is_padded:
         mask[0, -3:] = 0
     return model(input_ids=ids, attention_mask=mask).logits.float().sum()
 
 
-def saved_bytes(model: torch.nn.Module, examples: int, is_padded: bool) -> int:
+def saved_bytes(model: torch.nn.Module, examples: int, is_padded: bool, length: int) -> int:
     """Bytes of the distinct storages that autograd saves, the model's own not counted."""
     own = {
         x.untyped_storage().data_ptr()
@@ -108,7 +108,7 @@ def saved_bytes(model: torch.nn.Module, examples: int, is_padded: bool) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        loss = loss_of(model, examples, is_padded)
+        loss = loss_of(model, examples, is_padded, length)
     total = sum(storage.nbytes() for storage in storages.values())
     assert loss.requires_grad
     return total
@@ -121,19 +121,23 @@ def really_kept(
     trained: Collection[str] | None = None,
     is_padded: bool = True,
     key_heads: int = 2,
+    length: int = LENGTH,
     store: Callable[[torch.nn.Module, ModelShape], None] | None = None,
 ) -> tuple[float, float]:
     """Bytes that one more token keeps in one more block: measured, and predicted."""
-    kept = []
+    kept, fixed = [], []
     for blocks in (1, 2):
         config = family_config(family, blocks, key_heads)
         model, shape = adapted(config, dtype, targets, trained, store)
-        few, many = (saved_bytes(model, n, is_padded) for n in (2, 4))
-        kept.append((many - few) / (2 * LENGTH))
+        few, many = (saved_bytes(model, n, is_padded, length) for n in (2, 4))
+        kept.append((many - few) / (2 * length))
+        fixed.append(2 * few - many)
     names = targets or shape.default_targets
     layers = [x for x in shape.target_layers(names) if trained is None or x.ending in trained]
-    way = execution(shape, micro_batch=4 if is_padded else 1, length=LENGTH, k=K)
+    way = execution(shape, micro_batch=4 if is_padded else 1, length=length, k=K)
     compute = 2 if dtype == torch.bfloat16 else 4
+    smallest = min(layer.d_in * layer.d_out for layer in shape.linears)
+    assert fixed[1] - fixed[0] < compute * smallest, "no copy of a weight is kept"
     return kept[1] - kept[0], kept_bytes(shape, layers, way, compute)
 
 
@@ -182,8 +186,14 @@ def test_kept_bytes_are_what_autograd_saves_for_a_single_target(family, trained)
     assert predicted == pytest.approx(measured, rel=0.02)
 
 
-def test_weights_stored_in_bf16_keep_no_widened_copy():
-    measured, predicted = really_kept("llama", store=_store_narrow)
+@pytest.mark.parametrize("family", ["llama", "gemma2", "bert"])
+def test_kept_bytes_count_the_mask_and_scores_of_long_examples(family):
+    measured, predicted = really_kept(family, length=200)
+    assert predicted == pytest.approx(measured, rel=0.02)
+
+
+def test_weights_stored_in_bf16_keep_neither_a_widened_copy_nor_inputs():
+    measured, predicted = really_kept("llama", trained=QUERIES_AND_VALUES, store=_store_narrow)
     assert predicted == pytest.approx(measured, rel=0.02)
 
 
@@ -195,8 +205,8 @@ def _store_narrow(model: torch.nn.Module, shape: ModelShape) -> None:
     model.config.dtype = torch.float32
 
 
-def test_weights_in_nf4_keep_no_decoded_copy():
-    measured, predicted = really_kept("llama", store=_store_nf4)
+def test_weights_in_nf4_keep_neither_a_decoded_copy_nor_inputs():
+    measured, predicted = really_kept("llama", trained=QUERIES_AND_VALUES, store=_store_nf4)
     assert predicted == pytest.approx(measured, rel=0.02)
 
 
@@ -215,12 +225,12 @@ def _store_nf4(model: torch.nn.Module, shape: ModelShape) -> None:
         model.set_submodule(layer.name, narrow.to("cpu").requires_grad_(False))
 
 
-@pytest.mark.parametrize(
-    "targets", [("query_key_value",), ("query_key_value", "dense_h_to_4h", "dense_4h_to_h")]
-)
-def test_family_in_no_table_is_not_taken_for_less_than_it_keeps(targets):
-    measured, predicted = really_kept("gpt_neox", targets=targets)
-    assert predicted >= measured
+def test_family_in_no_table_is_not_taken_for_less_than_it_keeps():
+    few = really_kept("gpt_neox", targets=("query_key_value",))
+    more = really_kept("gpt_neox", targets=("query_key_value", "dense_4h_to_h", "dense_h_to_4h"))
+    for measured, predicted in (few, more):
+        assert predicted >= measured
+    assert more[1] - few[1] >= more[0] - few[0] > 0
 
 
 @pytest.mark.parametrize("family", ["llama", "bert"])

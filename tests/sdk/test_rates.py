@@ -16,6 +16,12 @@ def test_half_the_rate_is_reached_at_the_stated_rows():
     assert RATES.flops_per_s(10**6, is_bf16=True) == pytest.approx(RATES.bf16_flops_per_s, rel=1e-3)
 
 
+def test_unknown_rate_of_bf16_is_taken_to_be_that_of_fp32():
+    """A profile may say that bf16 is fast without saying how fast."""
+    rates = profile_rates(80e9, None, 20e9, 4, ("bf16",))
+    assert rates.flops_per_s(64, is_bf16=True) == rates.flops_per_s(64, is_bf16=False) > 0
+
+
 def test_nf4_alone_pays_for_its_library():
     assert RATES.runtime_bytes("nf4") == 450_000_000
     assert RATES.runtime_bytes("bf16") == RATES.runtime_bytes("fp32") == 400_000_000

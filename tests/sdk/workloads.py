@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from edge_sdk.cost import Machine, Workload
 from edge_sdk.execution import Execution
 from edge_sdk.model_shape import ModelShape, read_shape
-from edge_sdk.plan import Machine, Workload
 from edge_sdk.rates import Rates
 
 LLAMA: dict[str, Any] = {
