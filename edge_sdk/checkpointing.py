@@ -21,13 +21,17 @@ def checkpointed_blocks(model: nn.Module) -> Iterator[None]:
     blocks = [
         block for module in model.modules() if isinstance(module, nn.ModuleList) for block in module
     ]
+    own = [vars(block).get("forward") for block in blocks]
     for block in blocks:
         block.forward = _recomputed(block.forward)
     try:
         yield
     finally:
-        for block in blocks:
-            del block.forward  # the class's own method again
+        for block, forward in zip(blocks, own, strict=True):
+            if forward is None:
+                del block.forward  # the class's own method again
+            else:
+                block.forward = forward
 
 
 def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:

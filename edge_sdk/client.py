@@ -246,7 +246,7 @@ class EdgeClient:
     ) -> RoundResult:
         transport, adapter = self._connected(), part.task.adapter
         peak_bytes = peak_rss_bytes()
-        part.learn(result, peak_bytes)
+        part.learn(work, result, peak_bytes)
         report = UpdateReport(
             examples=len(part.trainer.examples),
             loss=result.loss,

@@ -95,7 +95,7 @@ def measure(threads: int) -> Rates:
     )
 
 
-def warm_up(quantization: Quantization) -> None:
+def warm_up(quantization: Quantization, threads: int) -> None:
     """Import and start everything a round uses, with a model too small to matter.
 
     What is not there yet when memory runs short may break beyond repair: half-imported modules,
@@ -104,6 +104,8 @@ def warm_up(quantization: Quantization) -> None:
     Raises:
         ModelError: The number format does not work here.
     """
+    torch.set_num_threads(threads)
+    _rate_at(_ROWS, torch.float32)  # large enough for every thread
     _tiny_round(steps=1)
     reason = _why_unusable(quantization)
     if reason is not None:

@@ -71,7 +71,8 @@ class LocalTrainer:
         if self._base is not None and self._base.quantization == execution.quantization:
             return
         self._drop_base()
-        warm_up(execution.quantization)
+        warm_up(execution.quantization, self._threads)
+        peak_before = peak_rss_bytes()
         log.info("loading the base model from %s as %s", self._folder, execution.quantization)
         failure = None
         with self._guard(plan) as guard:
@@ -81,7 +82,7 @@ class LocalTrainer:
                 )
                 verify_layers(self._base, self._task.adapter)
             except ModelError as error:
-                if not self._may_lack_memory(error, plan):
+                if not _lacked_memory(error, plan, peak_before):
                     raise
                 failure = str(error).split("\n", 1)[0]
             guard.check()
@@ -123,12 +124,6 @@ class LocalTrainer:
             gc.collect()
             release_freed_memory()
 
-    @staticmethod
-    def _may_lack_memory(error: ModelError, plan: Plan) -> bool:
-        """Tell whether loading lacked memory, which transformers does not always say."""
-        is_near = peak_rss_bytes() >= NEAR_BUDGET * plan.budget.memory_bytes
-        return is_near or is_out_of_memory(error)
-
     def _guard(self, plan: Plan) -> MemoryGuard:
         budget = plan.budget
         return MemoryGuard(
@@ -143,6 +138,13 @@ class LocalTrainer:
     def _read_examples(self, max_length: int) -> Sequence[Example]:
         tokenizer = load_tokenizer(self._folder)
         return load_examples(self._data, tokenizer, self._task.base, max_length)
+
+
+def _lacked_memory(error: ModelError, plan: Plan, peak_before: int) -> bool:
+    """Tell whether loading ran out of memory, which transformers does not always say."""
+    peak_bytes = peak_rss_bytes()
+    is_near = peak_bytes > peak_before and peak_bytes >= NEAR_BUDGET * plan.budget.memory_bytes
+    return is_near or is_out_of_memory(error)
 
 
 def describe(plan: Plan) -> str:

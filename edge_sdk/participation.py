@@ -11,7 +11,7 @@ from edge_sdk.local_plan import LocalPlanner
 from edge_sdk.local_trainer import LocalTrainer, describe
 from edge_sdk.plan import Plan, smaller_plan
 from edge_sdk.training import LocalResult
-from edge_sdk.wire.messages import CheckIn, TaskSpec
+from edge_sdk.wire.messages import Assignment, CheckIn, TaskSpec
 
 log = logging.getLogger("edge_sdk")
 
@@ -60,8 +60,12 @@ class Participation:
         self._is_first_plan = False
         log.warning("%s; going on with less: %s", error, describe(self.plan))
 
-    def learn(self, result: LocalResult, peak_bytes: int) -> None:
-        """Correct the next prediction; a peak from before a step down would mislead it."""
-        if self._is_first_plan:
+    def learn(self, work: Assignment, result: LocalResult, peak_bytes: int) -> None:
+        """Correct the next prediction, if the plan was carried out as it was made.
+
+        After a step down the peak is that of the larger plan, and a device that was restarted
+        may still have a smaller assignment.
+        """
+        if self._is_first_plan and work.k == self.plan.k:
             step_s = median(result.step_s)
             self._planner.learn(self.plan, self._work, result.longest, peak_bytes, step_s)

@@ -14,7 +14,7 @@ from edge_sdk.errors import ModelError
 
 def why_unusable(quantization: str) -> str | None:
     try:
-        kernels.warm_up(quantization)
+        kernels.warm_up(quantization, threads=1)
     except ModelError as error:
         return str(error)
     return None

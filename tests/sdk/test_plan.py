@@ -11,7 +11,7 @@ import pytest
 from hypothesis import Phase, assume, given, settings
 from hypothesis import strategies as st
 
-from edge_sdk.cost import Budget, Correction, Cost, Machine, Workload, cost_of
+from edge_sdk.cost import TIME_MARGIN, Budget, Correction, Cost, Machine, Workload, cost_of
 from edge_sdk.errors import ConfigError, EdgeError, NotFeasible, SketchError
 from edge_sdk.execution import Execution
 from edge_sdk.model_shape import read_shape
@@ -19,7 +19,6 @@ from edge_sdk.plan import (
     NEGLIGIBLE,
     SHARE_OF_FREE_MEMORY,
     SHORTEST_LENGTH,
-    TIME_MARGIN,
     Plan,
     make_plan,
     memory_budget,

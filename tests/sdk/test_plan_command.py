@@ -13,6 +13,7 @@ import pytest
 
 from edge_sdk import microbenchmark
 from edge_sdk.cli import main
+from edge_sdk.cost import TIME_MARGIN
 from edge_sdk.device import probe
 from edge_sdk.memory import MemoryNeed
 from edge_sdk.rates import Rates
@@ -116,7 +117,9 @@ def test_options_reach_the_plan(plan):
     one_way = 4 * 4 * 30 * ((576 + 576) + (576 + 192))
     assert found["cost"]["transfer_bytes"] == 2 * one_way
     step = found["cost"]["step_s"]
-    assert found["cost"]["round_s"] == pytest.approx(3 * step * 1.3 + one_way * 1.5e-6)
+    assert found["cost"]["round_s"] == pytest.approx(
+        3 * step * (1 + TIME_MARGIN) + one_way * 1.5e-6
+    )
 
 
 def test_classifier_is_planned_from_its_task_type(tmp_path, capsys):
