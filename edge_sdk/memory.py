@@ -32,8 +32,9 @@ class MemoryNeed:
         runtime: Interpreter, imported libraries, tokenizer.
         base: Frozen linear layers in their number format.
         embeddings: Embeddings and output head, never quantized.
-        adapter: Ranks and dense parameters: as received, values, optimizer moments, and the
-            gradients that are there when activations are at their most.
+        adapter: Ranks and dense parameters: as received, values, copies in bf16 where that is
+            computed in, optimizer moments, and the gradients that are there when activations
+            are at their most.
         activations: Kept from the forward to the backward pass.
         workspace: Gradients of one block, and its largest layer widened for a multiplication.
         logits: Log-probabilities and gradients, as far as they exceed the workspace.
@@ -106,7 +107,8 @@ def memory_need(
     logits = scores * (LOGITS_BYTES + (2 if compute == 2 else 0)) * (not shape.dense)
     gradients = GRADIENT_BYTES * numbers
     held_gradients = gradients * (batch_size > execution.micro_batch)
-    adapter = TRAINED_BYTES * numbers + passive + held_gradients
+    narrowed = 2 * adapter_parameters(layers, execution.k) if compute == 2 else 0
+    adapter = TRAINED_BYTES * numbers + passive + held_gradients + narrowed
     transient = max(workspace, logits)
     step = max(blocks + boundary + transient, gradients - held_gradients)
     return MemoryNeed(

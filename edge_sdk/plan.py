@@ -131,7 +131,8 @@ def smaller_plan(work: Workload, machine: Machine, failed: Plan) -> Plan:
     for share in SHARES_AFTER_FAILURE:
         less = replace(failed.budget, memory_bytes=int(share * proved_too_little))
         try:
-            return replace(make_plan(limited, machine, less), budget=failed.budget)
+            plan = make_plan(limited, machine, less)
+            return replace(plan, budget=failed.budget, limited_by="memory")
         except NotFeasible as error:
             refusal = error
     raise refusal
