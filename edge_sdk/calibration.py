@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import msgspec
@@ -10,6 +9,7 @@ import msgspec
 from edge_sdk.cost import Correction, Cost
 from edge_sdk.errors import StorageError
 from edge_sdk.execution import Quantization
+from edge_sdk.whole_file import write_whole
 
 _FILE = "calibration.json"
 
@@ -69,10 +69,8 @@ class Calibration:
             return {}
 
     def _write(self, known: dict[str, Correction]) -> None:
-        partial = self._path.with_suffix(f".{os.getpid()}")
+        content = msgspec.json.format(msgspec.json.encode(known))
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_bytes(msgspec.json.format(msgspec.json.encode(known)))
-            partial.replace(self._path)
+            write_whole(self._path, content)
         except OSError as error:
             raise StorageError(f"{self._path} cannot be written: {error}") from error

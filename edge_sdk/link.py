@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
+
+from edge_sdk.whole_file import write_whole
 
 _FILE = "link.json"
 _LEAST_BYTES = 64 << 10  # below, an exchange measures the latency
@@ -54,13 +56,8 @@ def load_link(folder: Path) -> Link:
 
 def save_link(folder: Path, link: Link) -> None:
     """Remember the link for the next plan; a folder that cannot be written is no error."""
-    path = folder / _FILE
-    partial = path.with_suffix(f".{os.getpid()}")
-    try:
-        partial.write_bytes(msgspec.json.encode(link))
-        partial.replace(path)
-    except OSError:
-        return
+    with contextlib.suppress(OSError):
+        write_whole(folder / _FILE, msgspec.json.encode(link))
 
 
 def _rate(amount: int, seconds: float) -> float | None:

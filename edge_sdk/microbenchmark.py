@@ -15,6 +15,7 @@ import platformdirs
 from edge_sdk.device import DeviceReport, fingerprint
 from edge_sdk.errors import DeviceError
 from edge_sdk.rates import Rates, assumed_rates
+from edge_sdk.whole_file import write_whole
 
 _LIBRARIES = ("edge-sdk", "torch", "transformers", "bitsandbytes")
 _TIMEOUT_S = 300.0  # a slow board imports torch for a minute
@@ -55,7 +56,8 @@ def measure_rates(report: DeviceReport, threads: int) -> Rates:
             f"the benchmark failed ({said[-1] if said else f'exit status {done.returncode}'}): "
             "install edge-sdk[train], or plan with assumed rates"
         ) from None
-    _remember(_path(report, threads), msgspec.json.encode(rates))
+    with contextlib.suppress(OSError):  # measured again next time
+        write_whole(_path(report, threads), msgspec.json.encode(rates))
     return rates
 
 
@@ -71,14 +73,3 @@ def library_versions() -> dict[str, str]:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
     return found
-
-
-def _remember(path: Path, content: bytes) -> None:
-    """Write atomically; a cache that cannot be written is no error."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}")
-        partial.write_bytes(content)
-        partial.replace(path)
-    except OSError:
-        return

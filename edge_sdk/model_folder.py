@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import safetensors
 
 from edge_sdk.errors import ModelError
 from edge_sdk.model_shape import FAMILIES, ModelShape, read_shape, shape_from_tensors
+from edge_sdk.whole_file import write_whole
 from edge_sdk.wire.messages import TaskType
 
 _CHUNK_BYTES = 1 << 20
@@ -154,16 +155,6 @@ def _file_digest(file: Path) -> str:
     with file.open("rb") as stream:
         while chunk := stream.read(_CHUNK_BYTES):
             found.update(chunk)
-    _remember(remembered, found.hexdigest())
+    with contextlib.suppress(OSError):  # read again next time
+        write_whole(remembered, found.hexdigest().encode())
     return found.hexdigest()
-
-
-def _remember(path: Path, text: str) -> None:
-    """Write atomically; a cache that cannot be written is no error."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}")
-        partial.write_text(text, encoding="ascii")
-        partial.replace(path)
-    except OSError:
-        return
