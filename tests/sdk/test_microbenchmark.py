@@ -14,6 +14,7 @@ from edge_sdk.device import DeviceReport, probe
 from edge_sdk.errors import DeviceError
 from edge_sdk.microbenchmark import known_rates, library_versions, measure_rates
 from edge_sdk.rates import Rates, assumed_rates
+from edge_sdk.whole_file import write_whole
 from tests.sdk.workloads import RATES
 
 ROOT = Path(__file__).parent.parent.parent
@@ -80,7 +81,7 @@ def test_rates_hold_for_this_number_of_threads_and_these_libraries(cache, report
 
 def remember(report: DeviceReport, threads: int) -> Path:
     path = microbenchmark._path(report, threads)
-    microbenchmark._remember(path, msgspec.json.encode(RATES))
+    write_whole(path, msgspec.json.encode(RATES))
     return path
 
 
@@ -90,18 +91,20 @@ def test_broken_cache_falls_back_to_assumed_rates(cache, report, damage):
     assert known_rates(report, 1) == assumed_rates(1)
 
 
-def test_cache_that_cannot_be_written_is_no_error(tmp_path, report, monkeypatch):
-    file = tmp_path / "a file, not a folder"
-    file.write_text("", encoding="utf-8")
-    monkeypatch.setattr(microbenchmark.platformdirs, "user_cache_path", lambda name: file)
-    remember(report, 1)
-    assert known_rates(report, 1) == assumed_rates(1)
-
-
 def install(monkeypatch: pytest.MonkeyPatch, folder: Path, torch: str) -> None:
     """Let every new interpreter find this module instead of torch."""
     (folder / "torch.py").write_text(torch, encoding="utf-8")
     monkeypatch.setenv("PYTHONPATH", f"{folder}:{ROOT}")
+
+
+def test_cache_that_cannot_be_written_is_no_error(tmp_path, report, monkeypatch):
+    file = tmp_path / "a file, not a folder"
+    file.write_text("", encoding="utf-8")
+    monkeypatch.setattr(microbenchmark.platformdirs, "user_cache_path", lambda name: file)
+    said = msgspec.json.encode(RATES).decode()
+    install(monkeypatch, tmp_path, f"import sys; print({said!r}); sys.exit(0)")
+    assert measure_rates(report, 1) == RATES
+    assert known_rates(report, 1) == assumed_rates(1)
 
 
 @pytest.mark.parametrize(

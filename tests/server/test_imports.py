@@ -30,6 +30,7 @@ def test_the_server_runs_without_training_code():
         "edge_sdk.peft_folder",
         "edge_sdk.quantities",
         "edge_sdk.sketch",
+        "edge_sdk.whole_file",
         "edge_sdk.wire",
         "edge_sdk.wire.messages",
         "edge_sdk.wire.payload",
