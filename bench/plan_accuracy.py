@@ -33,10 +33,10 @@ from edge_sdk.microbenchmark import measure_rates
 from edge_sdk.model_folder import read_model_shape
 from edge_sdk.model_shape import ModelShape
 from edge_sdk.quantities import format_bytes
-from edge_sdk.rates import Rates
 from edge_sdk.wire.messages import TaskType
 
-STEPS = 5
+STEPS = 4
+MEASURE_EVERY = 4  # configurations: a shared machine changes its speed within minutes
 UNLIMITED = Budget(memory_bytes=1 << 60)
 HELD_OUT_SEED = 20261122  # drawn from after the formulas were frozen
 HELD_OUT = 12
@@ -147,15 +147,17 @@ def main() -> int:
     path = json_path(__doc__)
     console = Console(width=132)
     report = probe()
-    rates = measure_rates(report, report.cores)
-    console.print(
-        f"this machine was measured in {rates.measured_s:.1f} s, imports aside: "
-        f"{rates.fp32_flops_per_s / 1e9:.0f} GFLOP/s in fp32 on {rates.threads} threads"
-    )
-    machine = Machine(has_native_bf16=report.has_native_bf16, rates=rates)
     configurations = [*FITTED, *held_out()]
-    rows = []
+    rows, measuring_s = [], []
     for number, configuration in enumerate(configurations, start=1):
+        if (number - 1) % MEASURE_EVERY == 0:
+            rates = measure_rates(report, report.cores)
+            measuring_s.append(rates.measured_s)
+            machine = Machine(has_native_bf16=report.has_native_bf16, rates=rates)
+            console.print(
+                f"measured in {rates.measured_s:.1f} s, imports aside: "
+                f"{rates.fp32_flops_per_s / 1e9:.0f} GFLOP/s in fp32 on {rates.threads} threads"
+            )
         row = _measure(configuration, machine)
         rows.append(row)
         console.print(
@@ -164,7 +166,7 @@ def main() -> int:
             f"calibrated {row['calibrated_peak_error']:+.1%}, {row['calibrated_step_error']:+.0%}"
         )
     console.print(_table(rows))
-    return publish(console, [_benchmark_claim(rates), *_claims(rows)], rows, path)
+    return publish(console, [_benchmark_claim(measuring_s), *_claims(rows)], rows, path)
 
 
 def _measure(configuration: Configuration, machine: Machine) -> dict[str, Any]:
@@ -295,12 +297,12 @@ def _table(rows: list[dict[str, Any]]) -> Table:
     return table
 
 
-def _benchmark_claim(rates: Rates) -> Claim:
+def _benchmark_claim(seconds: list[float]) -> Claim:
     return Claim(
-        claim="micro-benchmark, imports aside, seconds",
+        claim="micro-benchmark, imports aside, median seconds",
         target="<= 3",
-        measured=rates.measured_s,
-        holds=rates.measured_s <= 3,
+        measured=median(seconds),
+        holds=median(seconds) <= 3,
     )
 
 
