@@ -145,7 +145,7 @@ def held_out() -> Iterator[Configuration]:
 def main() -> int:
     """Run everything, print the tables and the claims."""
     path = json_path(__doc__)
-    console = Console(width=132)
+    console = Console(width=160)
     report = probe()
     configurations = [*FITTED, *held_out()]
     rows, measuring_s = [], []
@@ -258,7 +258,7 @@ def _accelerate_bytes(folder: Path, configuration: Configuration) -> int:
         model = kind.from_config(config).float()
     total, _ = calculate_maximum_sizes(model)
     # its table has rows for float32 and float16; int4 divides the size and has no training column
-    usage = estimate_training_usage(total, None)
+    usage = estimate_training_usage(total, "float32")
     return int(max(usage.values()))
 
 
