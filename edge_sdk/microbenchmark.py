@@ -35,7 +35,7 @@ def measure_rates(report: DeviceReport, threads: int) -> Rates:
     Raises:
         DeviceError: torch or transformers are missing, or the benchmark failed.
     """
-    command = [sys.executable, "-m", "edge_sdk.kernels", str(threads)]
+    command = [sys.executable, "-m", "edge_sdk.kernel_rates", str(threads)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     try:
         done = subprocess.run(  # noqa: S603 - our own module
