@@ -14,6 +14,7 @@ from edge_sdk.cost import cost_of
 from edge_sdk.device import probe
 from edge_sdk.errors import ConfigError
 from edge_sdk.local_plan import QUANTIZATIONS, Allowance, LocalPlanner
+from edge_sdk.whole_file import write_whole
 from tests.sdk.workloads import RATES, llama_shape, workload
 
 WORK = workload(llama_shape(num_hidden_layers=3, vocab_size=8000))
@@ -31,7 +32,7 @@ def no_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def measured_device(no_benchmark: None) -> None:
     """A device that was measured before, on one thread."""
-    microbenchmark._remember(microbenchmark._path(probe(), 1), msgspec.json.encode(RATES))
+    write_whole(microbenchmark._path(probe(), 1), msgspec.json.encode(RATES))
 
 
 def planner(tmp_path: Path, **allowance: object) -> LocalPlanner:

@@ -17,6 +17,7 @@ from edge_sdk.cost import TIME_MARGIN
 from edge_sdk.device import probe
 from edge_sdk.memory import MemoryNeed
 from edge_sdk.rates import Rates
+from edge_sdk.whole_file import write_whole
 from tests.sdk.workloads import BERT, LLAMA, RATES
 
 ROOT = Path(__file__).parent.parent.parent
@@ -43,7 +44,7 @@ def measured_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for threads in {1, report.cores}:
         path = microbenchmark._path(report, threads)
         assert path.is_relative_to(tmp_path)
-        microbenchmark._remember(path, msgspec.json.encode(RATES))
+        write_whole(path, msgspec.json.encode(RATES))
 
 
 @pytest.fixture
