@@ -1,0 +1,287 @@
+"""One-pass operations on rows: native where ``fused.c`` was compiled, plain torch elsewhere.
+
+The native kernels take contiguous fp32 on a CPU; everything else takes the plain way, which gives
+the same numbers up to rounding.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import os
+from collections.abc import Sequence
+from functools import cache
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+_WIDTHS = {"SSE41": 1, "AVX": 1, "AVX2": 8, "AVX2_VNNI": 8}
+_SMALL = 1 << 15  # numbers for which waking another thread takes longer than computing
+NF4_BLOCK = 64
+
+
+class _Arguments(ctypes.Structure):
+    _fields_ = (
+        ("p", ctypes.c_void_p * 8),
+        ("n", ctypes.c_int64 * 6),
+        ("f", ctypes.c_float * 2),
+    )
+
+
+class _Library:
+    """The compiled kernels, started for this machine.
+
+    Args:
+        path: Shared library made from ``fused.c``.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._library = ctypes.CDLL(path)
+        pool = _torch_threads()
+        self.has_threads = all(pool)
+        self.width: int = self._library.fused_start(_widest(), *(ctypes.c_void_p(x) for x in pool))
+        self._run = self._library.fused_run
+        self._run.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int)
+        self._run.restype = None
+
+    def run(
+        self,
+        kernel: int,
+        rows: int,
+        tensors: Sequence[Tensor | None],
+        sizes: Sequence[int],
+        numbers: Sequence[float] = (),
+        size: int = 0,
+    ) -> None:
+        """Run one kernel; ``size`` is how many numbers it touches, roughly."""
+        given = _Arguments()
+        for i, tensor in enumerate(tensors):
+            given.p[i] = None if tensor is None else tensor.data_ptr()
+        for i, value in enumerate(sizes):
+            given.n[i] = value
+        for i, number in enumerate(numbers):
+            given.f[i] = number
+        threads = torch.get_num_threads() if size > _SMALL else 1
+        self._run(kernel, ctypes.byref(given), rows, threads)
+
+
+(
+    _NORM_FORWARD,
+    _NORM_BACKWARD,
+    _ROTATE,
+    _GATE_FORWARD,
+    _GATE_BACKWARD,
+    _QUANTIZE_ROWS,
+    _ADD_PRODUCT,
+    _WIDEN_NF4,
+    _NF4_TO_INT8,
+) = range(9)
+
+
+@cache
+def library() -> _Library | None:
+    """Return the compiled kernels, or None where they were not compiled or cannot be used."""
+    found = importlib.util.find_spec("edge_sdk.lean._fused")
+    if found is None or not found.origin:
+        return None
+    try:
+        loaded = _Library(found.origin)
+    except (OSError, AttributeError):  # of another machine, or half a file
+        return None
+    return loaded if loaded.has_threads or torch.get_num_threads() == 1 else None
+
+
+def norm_forward(x: Tensor, weight: Tensor, epsilon: float, y: Tensor, inverse: Tensor) -> None:
+    """Write ``y = x / rms(x) * weight`` and ``inverse = 1 / rms(x)``.
+
+    Args:
+        x: ``(rows, d)``.
+        weight: ``(d,)``.
+        epsilon: Added to the mean square.
+        y: ``(rows, d)``, written.
+        inverse: ``(rows,)``, written.
+    """
+    native = _native(x, weight, y, inverse)
+    if native is not None:
+        tensors = (x, weight, y, inverse)
+        native.run(_NORM_FORWARD, len(x), tensors, (x.shape[1],), (epsilon,), x.numel())
+        return
+    wide = torch.promote_types(x.dtype, torch.float32)
+    mean = x.to(wide).square().mean(dim=1)
+    inverse.copy_(torch.rsqrt(mean + epsilon))
+    y.copy_(x * inverse[:, None] * weight)
+
+
+def norm_backward(dy: Tensor, x: Tensor, weight: Tensor, inverse: Tensor, dx: Tensor) -> None:
+    """Add the gradient of :func:`norm_forward` with respect to ``x`` to ``dx``.
+
+    Args:
+        dy: ``(rows, d)`` gradient of its output.
+        x: ``(rows, d)`` its input.
+        weight: ``(d,)``.
+        inverse: ``(rows,)`` as it was written.
+        dx: ``(rows, d)``, added to.
+    """
+    native = _native(dy, x, weight, inverse, dx)
+    if native is not None:
+        tensors = (dy, x, weight, inverse, dx)
+        native.run(_NORM_BACKWARD, len(x), tensors, (x.shape[1],), (), x.numel())
+        return
+    scaled = dy * weight
+    along = (scaled * x).mean(dim=1) * inverse**3
+    dx.add_(scaled * inverse[:, None]).sub_(x * along[:, None])
+
+
+def rotate(x: Tensor, table: tuple[Tensor, Tensor], positions: Tensor, sign: float) -> None:
+    """Rotate every head of every row by its position, in place.
+
+    Args:
+        x: ``(rows, heads, head_size)``; the halves of a head are the two coordinates.
+        table: Cosine and sine, each ``(positions, head_size / 2)`` in fp32 or wider.
+        positions: ``(rows,)``.
+        sign: 1 rotates, -1 rotates back.
+    """
+    cosine, sine = table
+    native = _native(x, cosine, sine)
+    if native is not None:
+        tensors = (x, cosine, sine, positions)
+        native.run(_ROTATE, len(x), tensors, x.shape[1:], (sign,), x.numel())
+        return
+    cosine, sine = cosine[positions][:, None].to(x.dtype), sign * sine[positions][:, None]
+    sine = sine.to(x.dtype)
+    low, high = x.chunk(2, dim=-1)
+    rotated = torch.cat((low * cosine - high * sine, high * cosine + low * sine), dim=-1)
+    x.copy_(rotated)
+
+
+def gate_forward(gate: Tensor, up: Tensor, h: Tensor) -> None:
+    """Write ``h = silu(gate) * up``; all ``(rows, width)``."""
+    native = _native(gate, up, h)
+    if native is not None:
+        native.run(_GATE_FORWARD, len(h), (gate, up, h), (h.shape[1],), (), h.numel())
+        return
+    torch.mul(functional.silu(gate), up, out=h)
+
+
+def gate_backward(dh: Tensor, gate: Tensor, up: Tensor) -> None:
+    """Turn ``gate`` and ``up`` into their gradients, and the gradient ``dh`` into ``h``."""
+    native = _native(dh, gate, up)
+    if native is not None:
+        native.run(_GATE_BACKWARD, len(dh), (dh, gate, up), (dh.shape[1],), (), dh.numel())
+        return
+    sigmoid = torch.sigmoid(gate)
+    silu = gate * sigmoid
+    gate.copy_(dh * up * (sigmoid + silu * (1 - sigmoid)))
+    h = silu * up
+    up.copy_(dh * silu)
+    dh.copy_(h)
+
+
+def quantize_rows(x: Tensor, columns: Tensor | None, integers: Tensor, scale: Tensor) -> None:
+    """Write ``x``, or ``x * columns``, as integers within -127..127 and one scale per row.
+
+    Args:
+        x: ``(rows, d)``.
+        columns: ``(d,)`` or None.
+        integers: ``(rows, d)`` int8, written.
+        scale: ``(rows,)``, written; not finite where the row is not.
+    """
+    native = _native(x, columns, integers, scale)
+    if native is not None:
+        tensors = (x, columns, integers, scale)
+        native.run(_QUANTIZE_ROWS, len(x), tensors, (x.shape[1],), (), x.numel())
+        return
+    scaled = x if columns is None else x * columns
+    largest = scaled.abs().amax(dim=1)
+    scale.copy_(torch.where(largest == 0, 1.0, largest / 127))
+    integers.copy_(torch.round(scaled / scale[:, None]).nan_to_num_(0.0))
+
+
+def add_product(product: Tensor, rows: Tensor, columns: Tensor | None, y: Tensor) -> None:
+    """Add a product of integers to ``y``, scaled back.
+
+    Args:
+        product: ``(rows, d)`` int32.
+        rows: ``(rows,)`` scales.
+        columns: ``(d,)`` scales, or None.
+        y: ``(rows, d)``, added to.
+    """
+    native = _native(product, rows, columns, y)
+    if native is not None:
+        tensors = (product, rows, columns, y)
+        native.run(_ADD_PRODUCT, len(y), tensors, (y.shape[1],), (), y.numel())
+        return
+    scaled = product.to(y.dtype) * rows[:, None].to(y.dtype)
+    y.add_(scaled if columns is None else scaled * columns.to(y.dtype))
+
+
+def widen_nf4(packed: Tensor, absmax: Tensor, out: Tensor, first: int) -> bool:
+    """Write whole blocks of NF4 weights as fp32, and return True; False if it must be done plain.
+
+    Args:
+        packed: ``(blocks * 32,)`` uint8.
+        absmax: ``(blocks,)`` fp32.
+        out: Of a multiple of 64 numbers.
+        first: Block to begin with.
+    """
+    native = _native(packed, absmax, out)
+    if native is None or out.dtype != torch.float32 or out.numel() % NF4_BLOCK:
+        return False
+    tensors, blocks = (packed, absmax, out), out.numel() // NF4_BLOCK
+    native.run(_WIDEN_NF4, blocks, tensors, (first,), (), out.numel())
+    return True
+
+
+def nf4_to_int8(packed: Tensor, absmax: Tensor, integers: Tensor, scale: Tensor) -> bool:
+    """Write NF4 rows as integers with one scale per row, and return True; False as above.
+
+    Args:
+        packed: ``(d_out * d_in / 2,)`` uint8.
+        absmax: ``(blocks,)`` fp32.
+        integers: ``(d_out, d_in)`` int8, written.
+        scale: ``(d_out,)`` fp32, written.
+    """
+    native = _native(packed, absmax, integers, scale)
+    if native is None or integers.shape[1] % NF4_BLOCK:
+        return False
+    tensors, (d_out, d_in) = (packed, absmax, integers, scale), integers.shape
+    native.run(_NF4_TO_INT8, d_out, tensors, (d_in, 0), (), integers.numel())
+    return True
+
+
+def _native(*tensors: Tensor | None) -> _Library | None:
+    """Return the library if it can take all of these: on a CPU, contiguous, not fp64 or bf16."""
+    found = library()
+    if found is None:
+        return None
+    for x in tensors:
+        if x is not None and not (
+            x.device.type == "cpu"
+            and x.is_contiguous()
+            and x.dtype in (torch.float32, torch.int32, torch.int8, torch.uint8)
+        ):
+            return None
+    return found
+
+
+def _widest() -> int:
+    """Return the widest instruction set wanted, in numbers: oneDNN's own switch counts here too."""
+    return _WIDTHS.get(os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper(), 16)
+
+
+def _torch_threads() -> tuple[int | None, int | None, int | None]:
+    """Return the addresses with which torch's own threads can be used, or Nones."""
+    if not hasattr(os, "RTLD_NOLOAD"):
+        return None, None, None
+    for name in ("libgomp.so.1", "libomp.so", "libiomp5.so"):
+        try:
+            pool = ctypes.CDLL(name, mode=os.RTLD_NOLOAD | ctypes.RTLD_LOCAL)
+            found = [
+                ctypes.cast(getattr(pool, symbol), ctypes.c_void_p).value
+                for symbol in ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")
+            ]
+        except (OSError, AttributeError):
+            continue
+        return found[0], found[1], found[2]
+    return None, None, None
