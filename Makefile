@@ -3,12 +3,13 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 PIP_FLAGS ?=
 BIN := .venv/bin
+SOURCES := $(wildcard edge_sdk/lean/*.c edge_sdk/lean/*.h)
 
 .PHONY: setup demo test check fix bench serve clean
 
 setup: .venv/ready  ## create .venv with everything the demo and the tests need
 
-.venv/ready: pyproject.toml
+.venv/ready: pyproject.toml $(SOURCES)
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) "$(TORCH)"
 	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) --editable ".[dev]"
@@ -30,6 +31,7 @@ bench: setup  ## every benchmark, one after the other
 	$(BIN)/python -m bench.wire_bytes
 	$(BIN)/python -m bench.plan_accuracy
 	$(BIN)/python -m bench.plan_enforced
+	$(BIN)/python -m bench.train_step
 
 serve: setup  ## a server on loopback with its state in .server
 	$(BIN)/edge-server serve --state .server

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
-from safetensors.numpy import save_file
 
 from demo.assets import Member, Package, cache_folder, fetch_members, scratch_folder
 from demo.smollm2 import smollm2_folder
@@ -54,8 +55,24 @@ SYNTHETIC: dict[str, dict[str, Any]] = {
         "vocab_size": 8000,
         "tie_word_embeddings": True,
     },
+    "qwen2.5-0.5b": {
+        "architectures": ["Qwen2ForCausalLM"],
+        "model_type": "qwen2",
+        "hidden_size": 896,
+        "intermediate_size": 4864,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 14,
+        "num_key_value_heads": 2,
+        "vocab_size": 151936,
+        "max_position_embeddings": 32768,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 1000000.0,
+        "tie_word_embeddings": True,
+    },
 }
 NAMES = ("smollm2", "minilm", *SYNTHETIC)
+_BIASED = ("q_proj", "k_proj", "v_proj")  # in the Qwen2 family
+_NUMBERS_AT_ONCE = 1 << 22
 
 
 def base_folder(name: str) -> Path:
@@ -76,7 +93,7 @@ def _minilm_folder() -> Path:
 
 
 def _synthetic_folder(name: str) -> Path:
-    """Make a random Llama once: memory and speed of a shape are real, what it says is not."""
+    """Make a random model once: memory and speed of a shape are real, what it says is not."""
     folder = cache_folder() / f"synthetic-{name}"
     if (folder / "config.json").is_file():
         return folder
@@ -96,7 +113,7 @@ def _synthetic_folder(name: str) -> Path:
     with scratch_folder() as scratch:
         made = Path(scratch) / folder.name
         made.mkdir()
-        save_file(_random_weights(config), made / "model.safetensors", {"format": "pt"})
+        _write_weights(config, made / "model.safetensors")
         _write_json(made / "tokenizer.json", _word_tokenizer(config["vocab_size"]))
         _write_json(
             made / "tokenizer_config.json",
@@ -107,24 +124,54 @@ def _synthetic_folder(name: str) -> Path:
     return folder
 
 
-def _random_weights(config: dict[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
-    shape = read_shape(config)
+def _write_weights(config: dict[str, Any], path: Path) -> None:
+    """Write random bf16 weights a few million numbers at a time; norms are one."""
+    sizes, norms = _matrices_and_biases(config), _norms(config)
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, size in {**sizes, **norms}.items():
+        start, end = end, end + 2 * math.prod(size)
+        header[name] = {"dtype": "BF16", "shape": list(size), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
     rng = np.random.default_rng(0)
+    with path.open("wb") as stream:
+        stream.write(len(text).to_bytes(8, "little") + text)
+        for size in sizes.values():
+            for count in _parts(math.prod(size)):
+                numbers = rng.standard_normal(count, dtype=np.float32) * 0.02
+                stream.write(numbers.astype(ml_dtypes.bfloat16).tobytes())
+        for size in norms.values():
+            stream.write(np.ones(size, dtype=ml_dtypes.bfloat16).tobytes())
+
+
+def _matrices_and_biases(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    shape = read_shape(config)
     d, vocabulary = shape.hidden_size, shape.vocab_size
-    sizes = {f"{x.name}.weight": (x.d_out, x.d_in) for x in shape.linears}
+    sizes: dict[str, tuple[int, ...]] = {
+        f"{x.name}.weight": (x.d_out, x.d_in) for x in shape.linears
+    }
     sizes["model.embed_tokens.weight"] = (vocabulary, d)
     if not config["tie_word_embeddings"]:
         sizes["lm_head.weight"] = (vocabulary, d)
-    norms = ["model.norm.weight"] + [
+    if config["model_type"] == "qwen2":
+        sizes |= {f"{x.name}.bias": (x.d_out,) for x in shape.linears if x.ending in _BIASED}
+    return sizes
+
+
+def _norms(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    names = ["model.norm.weight"] + [
         f"model.layers.{i}.{norm}.weight"
-        for i in range(shape.num_layers)
+        for i in range(config["num_hidden_layers"])
         for norm in ("input_layernorm", "post_attention_layernorm")
     ]
-    weights = {
-        name: (rng.standard_normal(size, dtype=np.float32) * 0.02).astype(ml_dtypes.bfloat16)
-        for name, size in sizes.items()
-    }
-    return weights | {name: np.ones(d, dtype=ml_dtypes.bfloat16) for name in norms}
+    return dict.fromkeys(names, (config["hidden_size"],))
+
+
+def _parts(count: int) -> Iterator[int]:
+    """Split a count of numbers into what is drawn at once."""
+    for start in range(0, count, _NUMBERS_AT_ONCE):
+        yield min(_NUMBERS_AT_ONCE, count - start)
 
 
 def _word_tokenizer(vocab_size: int) -> dict[str, Any]:

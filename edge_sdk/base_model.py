@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,11 +16,15 @@ from torch import nn
 
 from edge_sdk.device import has_native_bf16
 from edge_sdk.errors import ModelError, WrongBaseModel
+from edge_sdk.example import Example
 from edge_sdk.execution import Quantization
+from edge_sdk.generic_trainee import GenericTrainee
 from edge_sdk.heap import allocate_exactly, release_freed_memory
+from edge_sdk.loaded_model import LoadedModel
 from edge_sdk.model_folder import read_config
 from edge_sdk.narrow_linear import store_as_bf16
 from edge_sdk.wire.messages import AdapterSpec, BaseModel
+from edge_sdk.wire.payload import Arrays
 
 _LOAD_IN_ORDER = "HF_DEACTIVATE_ASYNC_LOAD"
 _LOAD_ERRORS = (
@@ -37,28 +40,31 @@ _LOAD_ERRORS = (
 )
 
 
-@dataclass
-class LoadedBase:
-    """A frozen base model in memory, with its tokenizer.
+class LoadedBase(LoadedModel):
+    """A frozen base model that any sketch can be trained on, by autograd."""
 
-    Attributes:
-        model: A Hugging Face model in evaluation mode; nothing in it requires a gradient.
-        tokenizer: Of the same folder, with a padding token.
-        spec: What the task calls it.
-        quantization: Number format of the linear layers inside the blocks.
-        compute_dtype: Number format of activations.
-    """
+    def verify_layers(self, adapter: AdapterSpec) -> None:
+        """Check that the model has every layer and dense parameter of an adapter, in its size.
 
-    model: Any
-    tokenizer: Any
-    spec: BaseModel
-    quantization: Quantization
-    compute_dtype: torch.dtype
+        Raises:
+            WrongBaseModel: Says the first one that is missing or differs.
+        """
+        verify_layers(self, adapter)
 
-    @property
-    def device(self) -> torch.device:
-        """Where the model computes."""
-        return cast(torch.device, self.model.device)
+    def trainee(
+        self,
+        adapter: AdapterSpec,
+        slices: Arrays,
+        scale: float,
+        trained_targets: Collection[str] | None,
+        examples: Sequence[Example],
+        micro_batch: int | None,
+        recomputed_blocks: int,
+    ) -> GenericTrainee:
+        """Put the ranks of one sketch on this base."""
+        return GenericTrainee(
+            self, adapter, slices, scale, trained_targets, micro_batch, recomputed_blocks
+        )
 
 
 def load_base(

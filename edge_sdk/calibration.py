@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import msgspec
 
@@ -33,7 +34,7 @@ class Calibration:
         """Return what is known about one base model, by number format."""
         prefix = f"{self._fingerprint}/{model_digest}/"
         known: dict[Quantization, Correction] = {}
-        for quantization in ("nf4", "bf16", "fp32"):
+        for quantization in get_args(Quantization):
             found = self._read().get(prefix + quantization)
             if found is not None:
                 known[quantization] = found

@@ -12,15 +12,15 @@ from torch.utils.checkpoint import checkpoint
 
 
 @contextmanager
-def checkpointed_blocks(model: nn.Module) -> Iterator[None]:
-    """Checkpoint every repeated block of a model while the context lasts.
+def checkpointed_blocks(model: nn.Module, count: int) -> Iterator[None]:
+    """Checkpoint the first repeated blocks of a model while the context lasts.
 
     The model stays in evaluation mode, in which the libraries' own switch does nothing, and so
     computes without any randomness that would have to be replayed.
     """
     blocks = [
         block for module in model.modules() if isinstance(module, nn.ModuleList) for block in module
-    ]
+    ][:count]
     own = [vars(block).get("forward") for block in blocks]
     for block in blocks:
         block.forward = _recomputed(block.forward)

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 
 from edge_sdk.errors import ConfigError
 from edge_sdk.execution import Execution, Quantization
+from edge_sdk.lean.memory_need import lean_memory_need, tokens_at_once
+from edge_sdk.lean.step_time import lean_step_time
 from edge_sdk.memory import MemoryNeed, adapter_parameters, memory_need
 from edge_sdk.model_shape import ModelShape
 from edge_sdk.rates import Rates
@@ -78,7 +80,7 @@ class Machine:
     """What the planner knows about a device.
 
     Attributes:
-        has_native_bf16: Its processor multiplies bf16 in hardware.
+        has_native_bf16: Its processor claims to multiply bf16 in hardware.
         rates: Its speed, and the memory of its libraries.
         corrections: From earlier runs of the same model, by number format.
     """
@@ -86,6 +88,11 @@ class Machine:
     has_native_bf16: bool
     rates: Rates
     corrections: Mapping[Quantization, Correction] = field(default_factory=dict)
+
+    @property
+    def computes_in_bf16(self) -> bool:
+        """Activations are bf16 unless the base is fp32."""
+        return self.rates.computes_in_bf16(self.has_native_bf16)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,24 +172,7 @@ def cost_of(work: Workload, machine: Machine, budget: Budget, execution: Executi
     """Predict what one way of training costs."""
     correction = machine.corrections.get(execution.quantization, Correction())
     is_calibrated = correction.runs > 0
-    need = memory_need(
-        work.shape,
-        work.layers,
-        execution,
-        batch_size=work.batch_size,
-        predicted=_predicted(work, execution),
-        has_native_bf16=machine.has_native_bf16,
-        runtime_bytes=machine.rates.runtime_bytes(execution.quantization),
-    )
-    step = step_time(
-        work.shape,
-        work.layers,
-        execution,
-        batch_size=work.batch_size,
-        predicted=_predicted(work, execution),
-        has_native_bf16=machine.has_native_bf16,
-        rates=machine.rates,
-    )
+    need, step = _memory(work, machine, execution), _time(work, machine, execution)
     peak_bytes = max(0, need.total + correction.memory_bytes)
     step_s = step.total * correction.time_factor
     memory_margin = CALIBRATED_MEMORY_MARGIN if is_calibrated else MEMORY_MARGIN
@@ -201,6 +191,53 @@ def cost_of(work: Workload, machine: Machine, budget: Budget, execution: Executi
         round_s=work.local_steps * step_s * (1 + time_margin) + budget.transfer_s(wire_bytes),
         transfer_bytes=2 * wire_bytes,
         is_calibrated=is_calibrated,
+    )
+
+
+def _memory(work: Workload, machine: Machine, execution: Execution) -> MemoryNeed:
+    rates = machine.rates
+    if not work.shape.is_lean:
+        return memory_need(
+            work.shape,
+            work.layers,
+            execution,
+            batch_size=work.batch_size,
+            predicted=_predicted(work, execution),
+            computes_in_bf16=machine.computes_in_bf16,
+            runtime_bytes=rates.runtime_bytes(execution.quantization),
+        )
+    tokens = tokens_at_once(execution.micro_batch, execution.length)
+    return lean_memory_need(
+        work.shape,
+        work.layers,
+        execution,
+        # short examples that learn much may come together
+        labelled=min(tokens, work.batch_size * work.learned),
+        computes_in_bf16=machine.computes_in_bf16,
+        has_fused=rates.lean.has_fused,
+        runtime_bytes=rates.lean.process_bytes,
+    )
+
+
+def _time(work: Workload, machine: Machine, execution: Execution) -> StepTime:
+    if not work.shape.is_lean:
+        return step_time(
+            work.shape,
+            work.layers,
+            execution,
+            batch_size=work.batch_size,
+            predicted=_predicted(work, execution),
+            computes_in_bf16=machine.computes_in_bf16,
+            rates=machine.rates,
+        )
+    return lean_step_time(
+        work.shape,
+        work.layers,
+        execution,
+        batch_size=work.batch_size,
+        learned=work.learned,
+        computes_in_bf16=machine.computes_in_bf16,
+        rates=machine.rates,
     )
 
 

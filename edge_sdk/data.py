@@ -23,26 +23,12 @@ import torch
 from torch import Tensor
 
 from edge_sdk.errors import DataError
+from edge_sdk.example import Example as Example
 from edge_sdk.tokenization import Part, Tokens, chat_parts, fit, start_ids, tokenize
 from edge_sdk.wire.messages import BaseModel
 
 IGNORED = -100
 """Target of a token that is not learned."""
-
-
-@dataclass(frozen=True, slots=True)
-class Example:
-    """One training example.
-
-    Attributes:
-        tokens: Token ids.
-        is_learned: For each token, whether the loss counts it; all False for a classifier.
-        label: Class of the text, for a classifier.
-    """
-
-    tokens: list[int]
-    is_learned: list[bool]
-    label: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Quantization = Literal["nf4", "bf16", "fp32"]
+Quantization = Literal["nf4", "int8", "bf16", "fp32"]
 """Number format of the frozen linear layers on the device."""
+
+ProductFormat = Literal["wide", "int8"]
+"""Format of the products with frozen weights; wide is that of the activations."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,16 +18,18 @@ class Execution:
 
     Attributes:
         quantization: Number format of the frozen linear layers.
-        micro_batch: Examples computed at once.
-        checkpointing: Recompute each block in the backward pass instead of keeping it.
+        products: Format of the products with frozen weights.
+        micro_batch: Examples of full length computed at once.
+        recomputed_blocks: Blocks that keep their input alone and are computed again going back.
         length: Tokens of the longest example.
         trained_targets: Endings of the layer names that are trained.
         k: Sketch size.
     """
 
     quantization: Quantization
+    products: ProductFormat
     micro_batch: int
-    checkpointing: bool
+    recomputed_blocks: int
     length: int
     trained_targets: tuple[str, ...]
     k: int

@@ -2,29 +2,27 @@
 
 ``python -m edge_sdk.kernel_rates THREADS`` prints the :class:`~edge_sdk.rates.Rates` as JSON. It is
 a process of its own because its memory is part of what is measured, and because a kernel built
-for another device may end it.
+for another device may end it. What the hand-written passes use is measured first: their process
+never imports the libraries of the general trainer.
 """
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from dataclasses import replace
 
 import msgspec
-import psutil
 import torch
-import transformers
 
 from edge_sdk.device import has_native_bf16
-from edge_sdk.execution import Quantization
-from edge_sdk.heap import allocate_exactly, release_freed_memory
-from edge_sdk.kernels import TINY_LAYERS, tiny_round, why_unusable
-from edge_sdk.rates import Rates
+from edge_sdk.heap import allocate_exactly
+from edge_sdk.lean.kernel_rates import fastest_s, measure_lean
+from edge_sdk.lean.kernels import lean_warm_up
+from edge_sdk.rates import Rates, assumed_rates
 
 _ROWS, _FEW_ROWS, _IN, _OUT = 256, 16, 768, 2048
-_FRESH_BYTES = 16 << 20
-_TRIES = 3
+_HOPELESS = 0.5  # of the rate of fp32 on few rows: bf16 is then not measured on many
 
 
 def main() -> int:
@@ -40,79 +38,41 @@ def measure(threads: int) -> Rates:
     import edge_sdk.cli  # noqa: F401 - its memory is part of a device's process
 
     allocate_exactly()
-    _ = transformers.LlamaForCausalLM  # imported on first use, which is not what is timed
+    lean_warm_up("wide", threads)  # what it imports is not what is timed
     started = time.perf_counter()
-    block_overhead_s = _block_overhead_s()
-    fp32, half_rate_rows = _product_rate(torch.float32)
-    bf16 = _rate_at(_ROWS if has_native_bf16() else _FEW_ROWS, torch.bfloat16)
-    fresh = _fresh_bytes_per_s()
-    unusable: dict[Quantization, str] = {}
-    if reason := why_unusable("bf16"):
-        unusable["bf16"] = reason
-    release_freed_memory()
-    process_bytes = psutil.Process().memory_info().rss
-    nf4_elements_per_s = 0.0
-    if reason := why_unusable("nf4"):
-        unusable["nf4"] = reason
-    else:
-        nf4_elements_per_s = _nf4_elements_per_s()
-    release_freed_memory()
-    return Rates(
-        origin="measured",
-        threads=threads,
-        fp32_flops_per_s=fp32,
-        bf16_flops_per_s=bf16,
-        half_rate_rows=half_rate_rows,
-        fresh_bytes_per_s=fresh,
-        nf4_elements_per_s=nf4_elements_per_s,
-        block_overhead_s=block_overhead_s,
-        process_bytes=process_bytes,
-        nf4_bytes=max(0, psutil.Process().memory_info().rss - process_bytes),
-        unusable=unusable,
-        measured_s=time.perf_counter() - started,
-    )
+    rates = _with_products(replace(assumed_rates(threads), origin="measured"))
+    is_bf16 = rates.computes_in_bf16(has_native_bf16())
+    compute = torch.bfloat16 if is_bf16 else torch.float32
+    rates = replace(rates, lean=measure_lean(rates.half_rate_rows, compute))
+    lean_s = time.perf_counter() - started
+
+    from edge_sdk.generic_rates import measure_generic  # only now: it imports transformers
+
+    rates = measure_generic(rates)
+    return replace(rates, measured_s=rates.measured_s + lean_s)
 
 
-def _product_rate(dtype: torch.dtype) -> tuple[float, float]:
-    """Return the rate of large products, and the rows at which half of it is reached."""
-    many, few = _rate_at(_ROWS, dtype), _rate_at(_FEW_ROWS, dtype)
+def _with_products(rates: Rates) -> Rates:
+    """Add the rates of large products, and the rows at which half of that is reached."""
+    many, few = _rate_at(_ROWS, torch.float32), _rate_at(_FEW_ROWS, torch.float32)
     # rate(m) = full * m / (m + half): two rates give both unknowns
     half = max(0.0, (many - few) / (few / _FEW_ROWS - many / _ROWS))
-    return many * (1 + half / _ROWS), half
+    rows, bf16 = _FEW_ROWS, _rate_at(_FEW_ROWS, torch.bfloat16)
+    if bf16 >= _HOPELESS * few:
+        rows, bf16 = _ROWS, _rate_at(_ROWS, torch.bfloat16)
+    return replace(
+        rates,
+        fp32_flops_per_s=many * (1 + half / _ROWS),
+        bf16_flops_per_s=bf16 * (1 + half / rows),
+        half_rate_rows=half,
+    )
 
 
 def _rate_at(rows: int, dtype: torch.dtype) -> float:
     """Return FLOP/s of ``x W^T`` and ``g W`` together, as forward and backward need them."""
     x, weight = torch.ones(rows, _IN, dtype=dtype), torch.ones(_OUT, _IN, dtype=dtype)
     gradient = torch.ones(rows, _OUT, dtype=dtype)
-    return 4 * rows * _IN * _OUT / _fastest(lambda: (x @ weight.T, gradient @ weight))
-
-
-def _fresh_bytes_per_s() -> float:
-    source = torch.ones(_FRESH_BYTES // 32 // 4)
-    return _FRESH_BYTES / _fastest(lambda: [source + 1 for _ in range(32)])
-
-
-def _nf4_elements_per_s() -> float:
-    from bitsandbytes import functional
-
-    packed, state = functional.quantize_4bit(torch.ones(_OUT, _IN), quant_type="nf4")
-    return _IN * _OUT / _fastest(lambda: functional.dequantize_4bit(packed, state))
-
-
-def _block_overhead_s() -> float:
-    return min(tiny_round(steps=4)) / TINY_LAYERS
-
-
-def _fastest(work: Callable[[], object]) -> float:
-    """Return the shortest of some runs, in seconds: the others were disturbed."""
-    work()
-    seconds = []
-    for _ in range(_TRIES):
-        started = time.perf_counter()
-        work()
-        seconds.append(time.perf_counter() - started)
-    return min(seconds)
+    return 4 * rows * _IN * _OUT / fastest_s(lambda: (x @ weight.T, gradient @ weight))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from edge_sdk.rates import Rates
 
 log = logging.getLogger("edge_sdk")
 
-QUANTIZATIONS: tuple[Quantization, ...] = ("nf4", "bf16", "fp32")
+QUANTIZATIONS: tuple[Quantization, ...] = ("nf4", "int8", "bf16", "fp32")
 """Number formats in the order a plan prefers them: a fleet should hold the same base."""
 
 _POSITIVE = (

@@ -56,7 +56,7 @@ class LocalTrainer:
     @property
     def learned(self) -> int:
         """Tokens learned in one example, at most; 1 for a classifier."""
-        return max(1, *(sum(example.is_learned) for example in self.examples))
+        return max(1, *(int(example.is_learned.sum()) for example in self.examples))
 
     def prepare(self, plan: Plan) -> None:
         """Load the base as a plan says, unless it is there already.
@@ -117,7 +117,7 @@ class LocalTrainer:
                     work.seed,
                     on_step=checked,
                     micro_batch=execution.micro_batch,
-                    checkpointing=execution.checkpointing,
+                    recomputed_blocks=execution.recomputed_blocks,
                     trained_targets=execution.trained_targets,
                 )
         finally:
@@ -151,8 +151,10 @@ def describe(plan: Plan) -> str:
     """Say in one line what a plan does."""
     execution = plan.execution
     how = f"{execution.quantization}, {execution.micro_batch} examples at once"
-    if execution.checkpointing:
-        how += ", checkpointing"
+    if execution.products == "int8":
+        how += ", products of 8-bit integers"
+    if execution.recomputed_blocks:
+        how += f", {execution.recomputed_blocks} blocks computed again"
     return (
         f"k = {plan.k} of {plan.r} ({how}); about {format_bytes(plan.cost.peak_bytes)} of "
         f"{format_bytes(plan.budget.memory_bytes)}, {plan.cost.step_s:.1f} s per step"

@@ -1,4 +1,4 @@
-"""How many bytes a model and a way to train it need, from the model's configuration alone.
+"""How many bytes the general trainer needs for a model, from the model's configuration alone.
 
 The peak is that of loading the base or that of a training step. The terms count tensors that are
 alive at once, as PyTorch's autograd keeps them for the models of ``transformers``; that is the
@@ -16,7 +16,7 @@ from edge_sdk.model_shape import FAMILIES, ModelShape
 from edge_sdk.wire.messages import LayerSpec
 
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # 4 bits, double-quantized scales of 64 and 256
-WEIGHT_BYTES = {"nf4": NF4_BYTES, "bf16": 2.0, "fp32": 4.0}
+WEIGHT_BYTES = {"nf4": NF4_BYTES, "int8": 1.0, "bf16": 2.0, "fp32": 4.0}
 TRAINED_BYTES = 16  # per trained number in fp32: as received, value, two moments
 GRADIENT_BYTES = 4
 FROZEN_BYTES = 8  # per number that is not trained: as received, value
@@ -29,16 +29,17 @@ class MemoryNeed:
     """Peak memory of the training process by component, in bytes.
 
     Attributes:
-        runtime: Interpreter, imported libraries, tokenizer.
+        runtime: Interpreter, imported libraries, a tokenizer in the same process.
         base: Frozen linear layers in their number format.
         embeddings: Embeddings and output head, never quantized.
         adapter: Ranks and dense parameters: as received, values, copies in bf16 where that is
             computed in, optimizer moments, and the gradients that are there when activations
             are at their most.
         activations: Kept from the forward to the backward pass.
-        workspace: Gradients of one block, and its largest layer widened for a multiplication.
-        logits: Log-probabilities and gradients, as far as they exceed the workspace.
-        spike: What loading the base, or the end of a step, needs beyond all of the above.
+        workspace: What one block is computed in, its largest layer in the format of products
+            included.
+        logits: Of the output head and the loss, as far as they exceed what is free by then.
+        spike: What loading the base, or the end of a step or a round, needs beyond all that.
     """
 
     runtime: int
@@ -56,9 +57,9 @@ class MemoryNeed:
         return sum(asdict(self).values())
 
 
-def activation_bytes(quantization: Quantization, has_native_bf16: bool) -> int:
-    """Return the bytes per number in activations: bf16 only where the hardware multiplies it."""
-    return 2 if has_native_bf16 and quantization != "fp32" else 4
+def activation_bytes(quantization: Quantization, computes_in_bf16: bool) -> int:
+    """Return the bytes per number in activations: bf16 only where that is fast."""
+    return 2 if computes_in_bf16 and quantization != "fp32" else 4
 
 
 def adapter_parameters(layers: Sequence[LayerSpec], k: int) -> int:
@@ -73,10 +74,10 @@ def memory_need(
     *,
     batch_size: int,
     predicted: int,
-    has_native_bf16: bool,
+    computes_in_bf16: bool,
     runtime_bytes: int,
 ) -> MemoryNeed:
-    """Predict the peak memory of training.
+    """Predict the peak memory of training by the general trainer.
 
     Args:
         shape: The base model.
@@ -84,10 +85,10 @@ def memory_need(
         execution: How it is trained.
         batch_size: Examples per step; more than one micro-batch keeps gradients in between.
         predicted: Places per sequence for which a causal LM computes logits.
-        has_native_bf16: The CPU multiplies bf16 in hardware.
+        computes_in_bf16: Activations are bf16 unless the base is fp32.
         runtime_bytes: Resident memory of the libraries, before a model is loaded.
     """
-    compute = activation_bytes(execution.quantization, has_native_bf16)
+    compute = activation_bytes(execution.quantization, computes_in_bf16)
     base, embeddings, loading = _held_weights(shape, execution.quantization, compute)
     trained = [x for x in layers if x.ending in execution.trained_targets]
     frozen = [x for x in layers if x.ending not in execution.trained_targets]
@@ -99,7 +100,7 @@ def memory_need(
     boundary = shape.hidden_size * compute * tokens
     blocks = (
         boundary * (shape.num_layers - 1) + kept
-        if execution.checkpointing
+        if execution.recomputed_blocks
         else (kept * shape.num_layers)
     )
     workspace = _workspace_bytes(shape, execution.quantization, compute, tokens)

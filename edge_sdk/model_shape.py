@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edge_sdk.errors import ConfigError, ModelError
+from edge_sdk.lean.eligibility import why_not_lean
 from edge_sdk.wire.messages import DenseSpec, LayerSpec, TaskType
 
 _LLAMA_LIKE = frozenset({"llama", "mistral", "qwen2", "qwen3", "smollm3", "gemma", "gemma2"})
@@ -43,6 +44,8 @@ class ModelShape:
         dense: Classifier head of a sequence classifier; empty for a causal LM.
         default_targets: Module name endings usually adapted in this family.
         file_number_bytes: Bytes per number in the model's files.
+        is_lean: The hand-written passes compute it.
+        is_tied: The output head is the embedding.
     """
 
     model_type: str
@@ -58,6 +61,8 @@ class ModelShape:
     dense: tuple[DenseSpec, ...]
     default_targets: tuple[str, ...]
     file_number_bytes: int = 2
+    is_lean: bool = False
+    is_tied: bool = False
 
     @property
     def is_encoder(self) -> bool:
@@ -220,6 +225,8 @@ def _llama_like(config: Mapping[str, Any], task_type: TaskType, num_labels: int)
         dense=(DenseSpec(name="score.weight", shape=[num_labels, d]),) if classifies else (),
         default_targets=DEFAULT_TARGETS["phi3" if family == "phi3" else "llama"],
         file_number_bytes=_file_number_bytes(config),
+        is_lean=why_not_lean(config, task_type) is None,
+        is_tied=tied,
     )
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 
 from edge_sdk.cost import Budget, Cost, Machine, Workload, cost_of
 from edge_sdk.errors import NotFeasible
-from edge_sdk.execution import Execution
+from edge_sdk.execution import Execution, ProductFormat, Quantization
 from edge_sdk.quantities import format_bytes, format_seconds
 
 SHARE_OF_FREE_MEMORY = 0.7  # without a stated budget, the rest stays with the owner
@@ -100,8 +101,8 @@ def memory_budget(
 def make_plan(work: Workload, machine: Machine, budget: Budget) -> Plan:
     """Choose the most that fits: first the sketch size, then the number format, then the speed.
 
-    Smaller micro-batches and checkpointing are tried before a smaller sketch. Only when the
-    smallest sketch does not fit are examples cut, and after that target modules dropped.
+    Smaller micro-batches and computing blocks again are tried before a smaller sketch. Only when
+    the smallest sketch does not fit are examples cut, and after that target modules dropped.
 
     Raises:
         NotFeasible: Nothing fits; says what is missing and what would help.
@@ -143,23 +144,80 @@ def _endings(work: Workload) -> tuple[str, ...]:
 
 
 def _ways(
-    work: Workload, machine: Machine, k: int, length: int, targets: tuple[str, ...]
-) -> Iterator[Execution]:
-    """Yield every way to train a sketch size, the preferred number format first."""
+    work: Workload,
+    machine: Machine,
+    budget: Budget,
+    k: int,
+    length: int,
+    targets: tuple[str, ...],
+) -> Iterator[Cost]:
+    """Yield what every way to train a sketch size costs, the preferred number format first.
+
+    Of the numbers of blocks that are computed again only the smallest that fits the memory is
+    looked at, because each of them costs time; if none does, none and all.
+    """
     sizes = [math.ceil(work.batch_size / 2**i) for i in range(work.batch_size.bit_length() + 1)]
-    for quantization in work.quantizations:
-        if quantization in machine.rates.unusable:
-            continue
+    formats = [
+        (quantization, products)
+        for quantization in work.quantizations
+        if _refusal(work, machine, quantization) is None
+        for products in _product_formats(work, machine, quantization)
+    ]
+    for quantization, products in formats:
         for micro_batch in dict.fromkeys(sizes):
-            for checkpointing in (False, True):
-                yield Execution(
-                    quantization=quantization,
-                    micro_batch=micro_batch,
-                    checkpointing=checkpointing,
-                    length=length,
-                    trained_targets=targets,
-                    k=k,
-                )
+            way = Execution(
+                quantization=quantization,
+                products=products,
+                micro_batch=micro_batch,
+                recomputed_blocks=0,
+                length=length,
+                trained_targets=targets,
+                k=k,
+            )
+            yield from _recomputing(work, machine, budget, way)
+
+
+def _refusal(work: Workload, machine: Machine, quantization: Quantization) -> str | None:
+    """Return why a number format cannot be used; the hand-written passes can use all of them."""
+    if work.shape.is_lean:
+        return None
+    if quantization == "int8":
+        return f"a {work.shape.model_type} model is not trained in it"
+    return machine.rates.unusable.get(quantization)
+
+
+def _product_formats(
+    work: Workload, machine: Machine, quantization: Quantization
+) -> tuple[ProductFormat, ...]:
+    if not work.shape.is_lean:
+        return ("wide",)
+    return machine.rates.product_formats(quantization, machine.has_native_bf16)
+
+
+def _recomputing(
+    work: Workload, machine: Machine, budget: Budget, way: Execution
+) -> Iterator[Cost]:
+    """Yield the cost of a way with as few blocks computed again as fit the memory."""
+
+    @cache
+    def cost(blocks: int) -> Cost:
+        return cost_of(work, machine, budget, replace(way, recomputed_blocks=blocks))
+
+    def fits(blocks: int) -> bool:
+        return cost(blocks).memory_bytes <= budget.memory_bytes
+
+    few, many = 0, work.shape.num_layers
+    if fits(few):
+        yield cost(few)
+        return
+    if not fits(many):
+        yield from (cost(few), cost(many))
+        return
+    if work.shape.is_lean:
+        while many - few > 1:
+            middle = (few + many) // 2
+            few, many = (few, middle) if fits(middle) else (middle, many)
+    yield cost(many)
 
 
 def _best(
@@ -174,17 +232,17 @@ def _best(
 
     It is the fastest, or the one with the least memory that is hardly slower.
     """
-    costs = [cost_of(work, machine, budget, x) for x in _ways(work, machine, k, length, targets)]
-    fitting = [cost for cost in costs if not cost.limits(budget)]
-    if not fitting:
-        return None
-    first = fitting[0].execution.quantization
-    preferred = [cost for cost in fitting if cost.execution.quantization == first]
-    fastest_s = min(cost.step_s for cost in preferred)
-    return min(
-        (cost for cost in preferred if cost.step_s <= fastest_s * (1 + NEGLIGIBLE)),
-        key=lambda cost: cost.memory_bytes,
-    )
+    for quantization in work.quantizations:
+        one = replace(work, quantizations=(quantization,))
+        costs = _ways(one, machine, budget, k, length, targets)
+        fitting = [cost for cost in costs if not cost.limits(budget)]
+        if fitting:
+            fastest_s = min(cost.step_s for cost in fitting)
+            return min(
+                (cost for cost in fitting if cost.step_s <= fastest_s * (1 + NEGLIGIBLE)),
+                key=lambda cost: cost.memory_bytes,
+            )
+    return None
 
 
 def _cuts(work: Workload, targets: tuple[str, ...]) -> Iterator[tuple[int, tuple[str, ...]]]:
@@ -203,9 +261,8 @@ def _explain(work: Workload, machine: Machine, budget: Budget, chosen: Cost) -> 
     larger = [k for k in sorted(work.sketch_sizes) if k > chosen.execution.k]
     next_sketch, limited_by = None, "rank"
     if larger:
-        ways = _ways(work, machine, larger[0], work.length, _endings(work))
-        costs = [cost_of(work, machine, budget, way) for way in ways]
-        nearest = _nearest(costs, budget)
+        ways = _ways(work, machine, budget, larger[0], work.length, _endings(work))
+        nearest = _nearest(list(ways), budget)
         limited_by = nearest.limits(budget)[0]
         next_sketch = NextSketch(
             k=larger[0],
@@ -234,8 +291,8 @@ def _concessions(work: Workload, chosen: Execution) -> Iterator[str]:
         yield f"{chosen.quantization} instead of {work.quantizations[0]}"
     if chosen.micro_batch < work.batch_size:
         yield f"micro-batches of {chosen.micro_batch} instead of {work.batch_size} at once"
-    if chosen.checkpointing:
-        yield "blocks are computed twice (checkpointing)"
+    if chosen.recomputed_blocks:
+        yield f"{chosen.recomputed_blocks} of {work.shape.num_layers} blocks are computed twice"
     if chosen.length < work.length:
         yield f"examples cut to {chosen.length} of {work.length} tokens"
     dropped = [x for x in _endings(work) if x not in chosen.trained_targets]
@@ -246,14 +303,14 @@ def _concessions(work: Workload, chosen: Execution) -> Iterator[str]:
 def _not_feasible(work: Workload, machine: Machine, budget: Budget, k: int) -> NotFeasible:
     """Say what the thriftiest way misses, and what would make it fit."""
     *_, (length, targets) = [(work.length, _endings(work)), *_cuts(work, _endings(work))]
-    ways = list(_ways(work, machine, k, length, targets))
-    if not ways:
-        reasons = "; ".join(f"{x}: {machine.rates.unusable[x]}" for x in work.quantizations)
+    costs = list(_ways(work, machine, budget, k, length, targets))
+    if not costs:
+        reasons = "; ".join(f"{x}: {_refusal(work, machine, x)}" for x in work.quantizations)
         return NotFeasible(
             f"none of the number formats {', '.join(work.quantizations)} works here ({reasons}): "
             "allow another one"
         )
-    cost = _nearest([cost_of(work, machine, budget, way) for way in ways], budget)
+    cost = _nearest(costs, budget)
     missing, needed = [], []
     memory_short = max(0, cost.memory_bytes - budget.memory_bytes)
     if memory_short:

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from edge_sdk.cost import Budget, Machine, Workload
 from edge_sdk.errors import ConfigError
-from edge_sdk.execution import Quantization
+from edge_sdk.execution import Execution, Quantization
 from edge_sdk.local_plan import Allowance, LocalPlanner
 from edge_sdk.memory_guard import default_floor_bytes
 from edge_sdk.model_folder import config_digest, find_model, read_model_shape
@@ -44,7 +44,7 @@ def add_allowance_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--quantization",
         choices=get_args(Quantization),
-        help="number format of the frozen base (default: the first of nf4, bf16, fp32 that works)",
+        help="number format of the frozen base (default: the first of all that fits)",
     )
     add("--memory-budget", type=_amount(parse_bytes), metavar="SIZE", help="such as 1.5GB")
     add(
@@ -124,6 +124,7 @@ def profile_machine(profile: DeviceProfile) -> Machine:
             profile.memory_bandwidth_bytes_per_s,
             profile.cpu.fast_cores,
             profile.cpu_quantizations,
+            profile.cpu.multiplies_int8,
         ),
     )
 
@@ -175,10 +176,7 @@ def _print(console: Console, plan: Plan, machine: Machine, title: str) -> None:
     table.add_row("with its margin", format_bytes(cost.memory_bytes))
     table.add_row("budget", format_bytes(plan.budget.memory_bytes))
     console.print(table)
-    console.print(
-        f"how: {execution.quantization}, {execution.micro_batch} examples at once"
-        f" x {plan.accumulation}, checkpointing {'on' if execution.checkpointing else 'off'}"
-    )
+    console.print(f"how: {execution_text(execution, plan.accumulation)}")
     for concession in plan.concessions:
         console.print(f"given up: {concession}")
     console.print(f"step: {format_seconds(cost.step_s)}; round: {_round_text(plan)}")
@@ -192,6 +190,20 @@ def _print(console: Console, plan: Plan, machine: Machine, title: str) -> None:
             "transfer"
         )
     console.print(f"numbers: {_origin(plan, machine)}")
+
+
+def execution_text(execution: Execution, accumulation: int) -> str:
+    """Say in words how a plan trains."""
+    products = {
+        "wide": "products in the format of the activations",
+        "int8": "products of 8-bit integers",
+    }
+    blocks = execution.recomputed_blocks
+    again = f"{blocks} blocks computed twice" if blocks else "no block computed twice"
+    return (
+        f"base in {execution.quantization}, {products[execution.products]}, "
+        f"{execution.micro_batch} examples at once x {accumulation}, {again}"
+    )
 
 
 def _round_text(plan: Plan) -> str:

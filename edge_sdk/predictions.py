@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from edge_sdk.base_model import LoadedBase
 from edge_sdk.data import IGNORED, Batch
+from edge_sdk.loaded_model import LoadedModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class Predictions:
         return losses.view_as(self.targets)
 
 
-def predict(base: LoadedBase, batch: Batch) -> Predictions:
+def predict(base: LoadedModel, batch: Batch) -> Predictions:
     """Run the model as it is now, adapter attached or not, on a batch.
 
     A causal LM computes logits only for places where some example of the batch has a target:

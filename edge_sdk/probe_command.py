@@ -52,7 +52,7 @@ def _print(console: Console, report: DeviceReport, rates: Rates, failure: str | 
         table.add_section()
     console.print(table)
     for quantization, reason in rates.unusable.items():
-        console.print(f"{quantization} cannot be used here: {reason}")
+        console.print(f"{quantization} cannot be used here by the general trainer: {reason}")
     if failure is not None:
         console.print(f"speed was not measured: {failure}")
 
@@ -101,12 +101,18 @@ def _surroundings(report: DeviceReport) -> list[Row]:
 
 def _speed(rates: Rates) -> list[Row]:
     source = f"{rates.origin}, {rates.threads} thread(s)"
-    nf4 = f"{rates.nf4_elements_per_s / 1e9:.2f} G numbers/s" if rates.nf4_elements_per_s else "-"
+    lean = rates.lean
+    int8 = f"{lean.int8_flops_per_s / 1e9:.0f} GOP/s" if lean.int8_flops_per_s else "-"
+    kernels = "compiled" if lean.has_fused else "plain torch: no compiled kernels are installed"
     return [
         ("products in fp32", f"{rates.fp32_flops_per_s / 1e9:.0f} GFLOP/s", source),
         ("products in bf16", f"{rates.bf16_flops_per_s / 1e9:.0f} GFLOP/s", source),
+        ("products in int8", int8, source),
+        ("memory in use", f"{lean.moved_bytes_per_s / 1e9:.1f} GB/s", source),
         ("fresh memory", f"{rates.fresh_bytes_per_s / 1e9:.1f} GB/s", source),
-        ("widening nf4", nf4, source),
+        ("nf4 widened", f"{lean.nf4_widened_per_s / 1e9:.1f} G numbers/s", source),
+        ("nf4 to int8", f"{lean.nf4_to_int8_per_s / 1e9:.1f} G numbers/s", source),
+        ("norms, gates, decoding", kernels, source),
     ]
 
 

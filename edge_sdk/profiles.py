@@ -18,7 +18,6 @@ from typing import Literal, TypeVar
 import msgspec
 
 from edge_sdk.errors import ProfileError
-from edge_sdk.execution import Quantization
 
 FOLDERS_VARIABLE = "EDGE_SDK_PROFILES"
 """Environment variable with folders of own profiles, separated like those of ``PATH``."""
@@ -29,11 +28,13 @@ _SHIPPED = Path(__file__).parent.parent / "device_profiles"
 _SCHEMA_NAME = "schema"
 _NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 _ISA = re.compile(r"[a-z0-9_]+")
+_INT8_ISA = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
 _COMPUTE_CAPABILITY = re.compile(r"\d+\.\d")
 _RATES = {"fp32_flops_per_s", "fp16_flops_per_s", "bf16_flops_per_s", "int8_ops_per_s"}
 
 Basis = Literal["data sheet", "published benchmark", "derived", "unverified", "measured"]
 GpuKind = Literal["cuda", "metal", "rocm", "vulkan"]
+GenericQuantization = Literal["nf4", "bf16", "fp32"]
 Part = TypeVar("Part", bound=msgspec.Struct)
 
 
@@ -92,6 +93,11 @@ class Cpu(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
             self.bf16_flops_per_s,
             "null without has_native_bf16",
         )
+
+    @property
+    def multiplies_int8(self) -> bool:
+        """Whether it has instructions for products of integers that the trainer can use."""
+        return bool(_INT8_ISA & set(self.isa))
 
 
 class Gpu(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -189,7 +195,7 @@ class DeviceProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     cpu: Cpu
     gpu: Gpu | None = None
     bitsandbytes: Bitsandbytes
-    cpu_quantizations: tuple[Quantization, ...]
+    cpu_quantizations: tuple[GenericQuantization, ...]
     power_modes: tuple[PowerMode, ...]
     power_mode: str
     sources: tuple[Source, ...] = ()

@@ -1,4 +1,4 @@
-"""How long one optimizer step takes, from the model's configuration and measured rates."""
+"""How long a step of the general trainer takes, from the model's configuration and rates."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ class StepTime:
     """Seconds of one optimizer step by what they are spent on.
 
     Attributes:
-        products: Matrix products with the frozen weights, the adapter and the output head.
+        products: Matrix products with the frozen weights, the adapter and the output head, and
+            what is done to logits between them.
         widening: Bringing quantized weights into the format of the products.
         elementwise: Everything that writes tensors without multiplying matrices.
         overhead: Starting operations, whatever their size.
@@ -49,7 +50,7 @@ def step_time(
     *,
     batch_size: int,
     predicted: int,
-    has_native_bf16: bool,
+    computes_in_bf16: bool,
     rates: Rates,
 ) -> StepTime:
     """Predict the time of one optimizer step.
@@ -60,15 +61,15 @@ def step_time(
         execution: How it is trained.
         batch_size: Examples per step.
         predicted: Places per sequence for which a causal LM computes logits.
-        has_native_bf16: The CPU multiplies bf16 in hardware.
+        computes_in_bf16: Activations are bf16 unless the base is fp32.
         rates: Of the device.
     """
-    compute = activation_bytes(execution.quantization, has_native_bf16)
+    compute = activation_bytes(execution.quantization, computes_in_bf16)
     trained = [x for x in layers if x.ending in execution.trained_targets]
     parts = math.ceil(batch_size / execution.micro_batch)
     rows = execution.micro_batch * execution.length
     tokens = batch_size * execution.length
-    forwards = 2 if execution.checkpointing else 1
+    forwards = 2 if execution.recomputed_blocks else 1
     scores = batch_size * min(predicted, execution.length) * (not shape.dense)
 
     adapter = adapter_parameters(layers, execution.k)

@@ -5,25 +5,57 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import nn
 
-from edge_sdk.base_model import LoadedBase, verify_layers
-from edge_sdk.checkpointing import checkpointed_blocks
-from edge_sdk.data import Batch, Example, collate
 from edge_sdk.errors import LossDiverged, OutOfMemory, TrainingError
-from edge_sdk.lora import SketchedAdapter, attach, check_slices
+from edge_sdk.example import Example
+from edge_sdk.lora import check_slices
 from edge_sdk.memory_guard import is_out_of_memory
-from edge_sdk.predictions import predict
 from edge_sdk.sketch import sketched_scaling
 from edge_sdk.wire.messages import AdapterSpec, TrainingSpec
 from edge_sdk.wire.payload import Arrays
 
 _DATA_ORDER = 1  # the ranks of the round are drawn from the same seed: never from the same stream
+
+
+class Trainee(Protocol):
+    """The ranks one device trains in one round, on a frozen base."""
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Return what is trained."""
+
+    def gradients(self, examples: Sequence[Example]) -> float:
+        """Set the gradients to those of the mean loss over everything learned; return it."""
+
+    def arrays(self) -> Arrays:
+        """Return copies of all values, trained or not, under the names the wire uses."""
+
+    def detach(self) -> None:
+        """Leave the base as it was before."""
+
+
+class TrainableBase(Protocol):
+    """A frozen base that ranks can be trained on."""
+
+    def verify_layers(self, adapter: AdapterSpec) -> None:
+        """Raise WrongBaseModel unless the model has every layer of an adapter, in its size."""
+
+    def trainee(
+        self,
+        adapter: AdapterSpec,
+        slices: Arrays,
+        scale: float,
+        trained_targets: Collection[str] | None,
+        examples: Sequence[Example],
+        micro_batch: int | None,
+        recomputed_blocks: int,
+    ) -> Trainee:
+        """Return ranks of one sketch on this base."""
 
 
 @dataclass
@@ -61,7 +93,7 @@ class _Steps:
 
 
 def train_round(
-    base: LoadedBase,
+    base: TrainableBase,
     adapter: AdapterSpec,
     k: int,
     slices: Arrays,
@@ -71,7 +103,7 @@ def train_round(
     on_step: Callable[[int, float], None] | None = None,
     *,
     micro_batch: int | None = None,
-    checkpointing: bool = False,
+    recomputed_blocks: int = 0,
     trained_targets: Collection[str] | None = None,
 ) -> LocalResult:
     """Train the k ranks of one sketch for the local steps of one round.
@@ -88,9 +120,9 @@ def train_round(
         examples: All local examples.
         seed: Of this device in this round; orders the examples.
         on_step: Called after each step with its number, from 1, and its loss.
-        micro_batch: Examples computed at once; their gradients add up to that of the batch.
-            None computes the whole batch at once.
-        checkpointing: Recompute each block in the backward pass instead of keeping it.
+        micro_batch: Examples of full length computed at once; their gradients add up to that of
+            the batch. None computes the whole batch at once.
+        recomputed_blocks: Blocks that keep their input alone and are computed again going back.
         trained_targets: Module name endings to train; the others keep the ranks they were
             given, and their update is zero. None trains all.
 
@@ -103,18 +135,19 @@ def train_round(
     """
     if not examples:
         raise TrainingError("there is no example to train on")
-    verify_layers(base, adapter)
+    base.verify_layers(adapter)
     check_slices(adapter, slices, k)
     scale = sketched_scaling(adapter.lora_alpha, adapter.r, k, adapter.use_rslora)
     failure = None
     try:
-        attached = attach(base.model, adapter, slices, scale, trained_targets)
+        trainee = base.trainee(
+            adapter, slices, scale, trained_targets, examples, micro_batch, recomputed_blocks
+        )
         try:
-            with checkpointed_blocks(base.model) if checkpointing else nullcontext():
-                done = _local_steps(base, attached, training, examples, seed, on_step, micro_batch)
-            update = _difference(attached.arrays(), slices)
+            done = _local_steps(trainee, training, examples, seed, on_step)
+            update = _difference(trainee.arrays(), slices)
         finally:
-            attached.detach()
+            trainee.detach()
     except (MemoryError, RuntimeError, OSError) as error:
         if not is_out_of_memory(error):
             raise
@@ -134,27 +167,21 @@ def _difference(after: Arrays, before: Arrays) -> Arrays:
 
 
 def _local_steps(
-    base: LoadedBase,
-    attached: SketchedAdapter,
+    trainee: Trainee,
     training: TrainingSpec,
     examples: Sequence[Example],
     seed: int,
     on_step: Callable[[int, float], None] | None,
-    micro_batch: int | None,
 ) -> _Steps:
-    optimizer = _optimizer(attached, training)
+    optimizer = _optimizer(trainee, training)
     order = _example_order(len(examples), seed)
     batch_size = min(training.batch_size, len(examples))
-    at_once = min(micro_batch or batch_size, batch_size)
     done = _Steps()
     for step in range(1, training.local_steps + 1):
         started = time.perf_counter()
         chosen = [examples[next(order)] for _ in range(batch_size)]
         done.longest = max(done.longest, *(len(example.tokens) for example in chosen))
-        parts = [chosen[i : i + at_once] for i in range(0, batch_size, at_once)]
-        batches = [collate(part, base.tokenizer.pad_token_id) for part in parts]
-        optimizer.zero_grad()
-        loss = _add_gradients(base, batches)
+        loss = trainee.gradients(chosen)
         if not math.isfinite(loss):
             raise _diverged(f"the loss ({loss}) is", training, step)
         optimizer.step()
@@ -165,28 +192,13 @@ def _local_steps(
     return done
 
 
-def _add_gradients(base: LoadedBase, batches: Sequence[Batch]) -> float:
-    """Accumulate the gradient of the mean loss over everything learned; return that loss."""
-    count = sum(batch.count() for batch in batches)
-    total = 0.0
-    for batch in batches:
-        loss = _share_of_loss(base, batch, count)
-        total += float(loss.detach())
-        loss.backward()  # type: ignore[no-untyped-call]
-    return total
-
-
-def _share_of_loss(base: LoadedBase, batch: Batch, count: int) -> Tensor:
-    """Return what one micro-batch adds to the mean; its logits are let go on return."""
-    return predict(base, batch).summed_loss() / count
-
-
-def _optimizer(attached: SketchedAdapter, training: TrainingSpec) -> torch.optim.Optimizer:
+def _optimizer(trainee: Trainee, training: TrainingSpec) -> torch.optim.Optimizer:
     """Return a fresh optimizer: the next round has other ranks, so no state may outlive this."""
-    parameters, lr, decay = attached.parameters(), training.local_lr, training.weight_decay
+    parameters, lr, decay = trainee.parameters(), training.local_lr, training.weight_decay
     if training.optimizer == "sgd":
         return torch.optim.SGD(parameters, lr=lr, weight_decay=decay)
-    return torch.optim.AdamW(parameters, lr=lr, weight_decay=decay)
+    # fused: one pass over the numbers, and no temporary copies of them
+    return torch.optim.AdamW(parameters, lr=lr, weight_decay=decay, fused=True)
 
 
 def _example_order(count: int, seed: int) -> Iterator[int]:

@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from edge_sdk.lean.fused import NF4_BLOCK, IntegerWeight
 from edge_sdk.lean.nf4 import decode_nf4
 
 
@@ -27,6 +28,9 @@ class FrozenMatrix(Protocol):
 
     def rows(self, indices: Tensor, dtype: torch.dtype) -> Tensor:
         """Return chosen rows ``(n, d_in)``, as an embedding looks them up."""
+
+    def as_integers(self) -> IntegerWeight:
+        """Return how it is read as 8-bit integers with one scale per row; reads all of it once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +60,12 @@ class PlainMatrix:
     def rows(self, indices: Tensor, dtype: torch.dtype) -> Tensor:
         """Return chosen rows ``(n, d_in)``."""
         return self.values[indices].to(dtype)
+
+    def as_integers(self) -> IntegerWeight:
+        """Return how it is read as 8-bit integers with one scale per row."""
+        low, high = self.values.amin(dim=1), self.values.amax(dim=1)
+        largest = torch.maximum(-low, high).float()
+        return IntegerWeight(self.values, _scale(largest), None, *self.shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +98,10 @@ class Int8Matrix:
     def rows(self, indices: Tensor, dtype: torch.dtype) -> Tensor:
         """Return chosen rows ``(n, d_in)``."""
         return self.values[indices].to(dtype) * self.scale[indices, None].to(dtype)
+
+    def as_integers(self) -> IntegerWeight:
+        """Return how it is read as 8-bit integers with one scale per row."""
+        return IntegerWeight(self.values, self.scale, None, *self.shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,3 +140,16 @@ class Nf4Matrix:
         for row, index in zip(out, indices.tolist(), strict=True):
             self.widen(row[None], index)
         return out
+
+    def as_integers(self) -> IntegerWeight:
+        """Return how it is read as 8-bit integers with one scale per row."""
+        if self.d_in % NF4_BLOCK == 0:
+            largest = self.absmax.view(self.d_out, -1).amax(dim=1)
+        else:  # a block reaches over the end of a row
+            largest = self.widen(torch.empty(self.shape)).abs().amax(dim=1)
+        return IntegerWeight(self.packed, _scale(largest), self.absmax, *self.shape)
+
+
+def _scale(largest: Tensor) -> Tensor:
+    """Return the scale with which the largest weight of a row becomes 127."""
+    return torch.where(largest == 0, 1.0, largest / 127)

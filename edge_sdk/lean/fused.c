@@ -1,7 +1,7 @@
 /* One-pass operations on fp32 rows: what plain torch needs several passes over memory for.
  *
- * Every kernel is written once, in fused_kernels.h, and compiled for the instruction sets named
- * below; fused_start() picks one. Nothing here allocates. Loaded through ctypes, see fused.py.
+ * Every kernel of fused_kernels.h is compiled for the instruction sets named below;
+ * fused_start() picks one. Nothing here allocates. Loaded through ctypes, see fused.py.
  */
 #include <stdint.h>
 #include <stddef.h>
@@ -38,8 +38,9 @@ enum {
     QUANTIZE_ROWS,
     ADD_PRODUCT,
     WIDEN_NF4,
-    NF4_TO_INT8,
-    KERNELS
+    KERNELS,
+    INTEGER_FORWARD = KERNELS,
+    INTEGER_BACKWARD,
 };
 
 static const float NF4[16] = {
@@ -48,6 +49,13 @@ static const float NF4[16] = {
     0.07958029955625534f, 0.16093020141124725f, 0.24611230194568634f, 0.33791524171829224f,
     0.44070982933044434f, 0.5626170039176941f, 0.7229568362236023f, 1.0f,
 };
+
+/* The threads of the library that loaded us: a second pool would fight with it for the cores. */
+typedef void (*run_parallel)(void (*)(void *), void *, unsigned, unsigned);
+typedef int (*number)(void);
+
+static run_parallel parallel;
+static number thread_number, thread_count;
 
 #define SET(name) name##_plain
 #define TARGET
@@ -74,15 +82,12 @@ static const float NF4[16] = {
 #undef SET
 #undef TARGET
 #undef WIDTH
+
+#include "fused_products.h"
 #endif
 
-/* The threads of the library that loaded us: a second pool would fight with it for the cores. */
-typedef void (*run_parallel)(void (*)(void *), void *, unsigned, unsigned);
-typedef int (*number)(void);
-
 static const kernel *kernels = kernels_plain;
-static run_parallel parallel;
-static number thread_number, thread_count;
+static int multiplies_integers;
 
 /* Choose the widest instruction set up to `width` numbers at once, and say which it is. */
 EXPORT int fused_start(int width, void *parallel_, void *thread_number_, void *thread_count_) {
@@ -90,11 +95,13 @@ EXPORT int fused_start(int width, void *parallel_, void *thread_number_, void *t
     thread_number = (number)thread_number_;
     thread_count = (number)thread_count_;
     kernels = kernels_plain;
+    multiplies_integers = 0;
 #ifdef HAS_X86
     __builtin_cpu_init();
     if (width >= 16 && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
         __builtin_cpu_supports("avx512vl")) {
         kernels = kernels_avx512;
+        multiplies_integers = !!__builtin_cpu_supports("avx512vnni");
         return 16;
     }
     if (width >= 8 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
@@ -104,6 +111,9 @@ EXPORT int fused_start(int width, void *parallel_, void *thread_number_, void *t
 #endif
     return 1;
 }
+
+/* Say whether the two kernels of fused_products.h can run here. */
+EXPORT int fused_multiplies_integers(void) { return multiplies_integers; }
 
 typedef struct {
     kernel run;
@@ -119,7 +129,12 @@ static void run_share(void *data) {
 
 /* Run a kernel over `rows` rows, on up to `threads` threads. */
 EXPORT void fused_run(int which, const arguments *given, int64_t rows, int threads) {
-    job work = {kernels[which], given, rows};
+    job work = {NULL, given, rows};
+#ifdef HAS_X86
+    if (which == INTEGER_FORWARD) work.run = integer_forward;
+    if (which == INTEGER_BACKWARD) work.run = integer_backward;
+#endif
+    if (which < KERNELS) work.run = kernels[which];
     if (threads > 1 && parallel && rows > 1)
         parallel(run_share, &work, (unsigned)threads, 0);
     else

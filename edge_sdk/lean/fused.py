@@ -10,6 +10,7 @@ import ctypes
 import importlib.util
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 
 import torch
@@ -18,7 +19,11 @@ from torch.nn import functional
 
 _WIDTHS = {"SSE41": 1, "AVX": 1, "AVX2": 8, "AVX2_VNNI": 8}
 _SMALL = 1 << 15  # numbers for which waking another thread takes longer than computing
+_PANEL = 64  # columns of an integer product that are computed together
+_HELD = {torch.int8: 0, torch.bfloat16: 2}
+_HELD_NF4 = 1
 NF4_BLOCK = 64
+"""Consecutive weights that share a scale in NF4."""
 
 
 class _Arguments(ctypes.Structure):
@@ -41,6 +46,7 @@ class _Library:
         pool = _torch_threads()
         self.has_threads = all(pool)
         self.width: int = self._library.fused_start(_widest(), *(ctypes.c_void_p(x) for x in pool))
+        self.multiplies_integers = bool(self._library.fused_multiplies_integers())
         self._run = self._library.fused_run
         self._run.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int)
         self._run.restype = None
@@ -75,8 +81,9 @@ class _Library:
     _QUANTIZE_ROWS,
     _ADD_PRODUCT,
     _WIDEN_NF4,
-    _NF4_TO_INT8,
-) = range(9)
+    _INTEGER_FORWARD,
+    _INTEGER_BACKWARD,
+) = range(10)
 
 
 @cache
@@ -233,21 +240,74 @@ def widen_nf4(packed: Tensor, absmax: Tensor, out: Tensor, first: int) -> bool:
     return True
 
 
-def nf4_to_int8(packed: Tensor, absmax: Tensor, integers: Tensor, scale: Tensor) -> bool:
-    """Write NF4 rows as integers with one scale per row, and return True; False as above.
+@dataclass(frozen=True, slots=True)
+class IntegerWeight:
+    """A frozen weight ``(d_out, d_in)`` that is read as 8-bit integers with one scale per row.
+
+    Attributes:
+        values: As they are held: int8, packed NF4, or bf16.
+        scale: ``(d_out,)`` fp32: a weight is about its integer times this.
+        absmax: Of NF4, else None.
+        d_out: Rows.
+        d_in: Columns.
+    """
+
+    values: Tensor
+    scale: Tensor
+    absmax: Tensor | None
+    d_out: int
+    d_in: int
+
+    def part(self, start: int, stop: int) -> IntegerWeight:
+        """Return some rows as a weight of their own; not of NF4."""
+        rows = slice(start, stop)
+        return IntegerWeight(self.values[rows], self.scale[rows], None, stop - start, self.d_in)
+
+
+def multiplies_integers(weight: IntegerWeight) -> bool:
+    """Tell whether :func:`integer_product` can run here with such a weight."""
+    found = library()
+    is_whole = weight.d_in % _PANEL == 0 and weight.d_out % _PANEL == 0
+    return found is not None and found.multiplies_integers and is_whole
+
+
+def integer_product(
+    x: Tensor,
+    rows: Tensor,
+    weight: IntegerWeight,
+    y: Tensor,
+    scratch: Tensor,
+    *,
+    is_forward: bool,
+    is_added: bool,
+) -> None:
+    """Write, or add, ``x W^T`` or, going back, ``x W`` to ``y``, from integers.
 
     Args:
-        packed: ``(d_out * d_in / 2,)`` uint8.
-        absmax: ``(blocks,)`` fp32.
-        integers: ``(d_out, d_in)`` int8, written.
-        scale: ``(d_out,)`` fp32, written.
+        x: int8 activations ``(m, d_in)``; going back ``(m, d_out)``, with the weight's scale put
+            in before they were rounded.
+        rows: ``(m,)`` their scale.
+        weight: For which :func:`multiplies_integers` holds.
+        y: ``(m, d_out)``, or ``(m, d_in)`` going back, fp32.
+        scratch: Of :func:`scratch_bytes`.
+        is_forward: Which of the two.
+        is_added: To what ``y`` held.
     """
-    native = _native(packed, absmax, integers, scale)
-    if native is None or integers.shape[1] % NF4_BLOCK:
-        return False
-    tensors, (d_out, d_in) = (packed, absmax, integers, scale), integers.shape
-    native.run(_NF4_TO_INT8, d_out, tensors, (d_in, 0), (), integers.numel())
-    return True
+    native = library()
+    assert native is not None  # noqa: S101 - multiplies_integers() said so
+    depth, threads = x.shape[1], torch.get_num_threads()
+    held = _HELD_NF4 if weight.absmax is not None else _HELD[weight.values.dtype]
+    sizes = (len(x), y.shape[1], depth, held, threads, scratch.numel() // threads)
+    tensors = (x, rows, weight.values, weight.scale, weight.absmax, y, scratch)
+    kernel = _INTEGER_FORWARD if is_forward else _INTEGER_BACKWARD
+    native.run(
+        kernel, y.shape[1] // _PANEL * threads, tensors, sizes, (float(is_added),), _SMALL + 1
+    )
+
+
+def scratch_bytes(weight: IntegerWeight) -> int:
+    """Return the bytes :func:`integer_product` lays weights out in, for all threads."""
+    return torch.get_num_threads() * _PANEL * max(weight.d_out, weight.d_in)
 
 
 def _native(*tensors: Tensor | None) -> _Library | None:

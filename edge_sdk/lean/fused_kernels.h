@@ -181,52 +181,7 @@ TARGET static void SET(widen_nf4)(const arguments *a, int64_t begin, int64_t end
     }
 }
 
-/* Rows of whole blocks as integers and one scale per row.
- * p: packed, absmax, integers, row scale; n: d, first row */
-TARGET static void SET(nf4_to_int8)(const arguments *a, int64_t begin, int64_t end) {
-    const int64_t d = a->n[0], blocks = d / 64;
-    for (int64_t row = begin; row < end; row++) {
-        const int64_t first = (a->n[1] + row) * blocks;
-        const float *restrict absmax = (const float *)a->p[1] + first;
-        float largest = 0.0f;
-        for (int64_t block = 0; block < blocks; block++)
-            largest = absmax[block] > largest ? absmax[block] : largest;
-        const float scale = largest > 0.0f ? largest / 127.0f : 1.0f;
-        ((float *)a->p[3])[row] = scale;
-        for (int64_t block = 0; block < blocks; block++) {
-            const uint8_t *restrict packed = (const uint8_t *)a->p[0] + (first + block) * 32;
-            int8_t *restrict q = (int8_t *)a->p[2] + row * d + block * 64;
-            int8_t table[16];
-            const float factor = absmax[block] / scale;
-            for (int i = 0; i < 16; i++) {
-                const float shifted = NF4[i] * factor + 12582912.0f;
-                int32_t bits;
-                memcpy(&bits, &shifted, 4);
-                table[i] = (int8_t)(bits - 0x4B400000);
-            }
-#if WIDTH >= 8
-            const __m256i values =
-                _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)table));
-            const __m256i bytes = _mm256_loadu_si256((const __m256i *)packed);
-            const __m256i mask = _mm256_set1_epi8(15);
-            const __m256i low = _mm256_shuffle_epi8(values, _mm256_and_si256(bytes, mask));
-            const __m256i high = _mm256_shuffle_epi8(
-                values, _mm256_and_si256(_mm256_srli_epi16(bytes, 4), mask));
-            const __m256i even = _mm256_unpacklo_epi8(high, low);
-            const __m256i odd = _mm256_unpackhi_epi8(high, low);
-            _mm256_storeu_si256((__m256i *)q, _mm256_permute2x128_si256(even, odd, 0x20));
-            _mm256_storeu_si256((__m256i *)(q + 32), _mm256_permute2x128_si256(even, odd, 0x31));
-#else
-            for (int i = 0; i < 32; i++) {
-                q[2 * i] = table[packed[i] >> 4];
-                q[2 * i + 1] = table[packed[i] & 15];
-            }
-#endif
-        }
-    }
-}
-
 static const kernel SET(kernels)[KERNELS] = {
-    SET(norm_forward), SET(norm_backward), SET(rotate),    SET(gate_forward), SET(gate_backward),
-    SET(quantize_rows), SET(add_product),  SET(widen_nf4), SET(nf4_to_int8),
+    SET(norm_forward),  SET(norm_backward), SET(rotate),      SET(gate_forward),
+    SET(gate_backward), SET(quantize_rows), SET(add_product), SET(widen_nf4),
 };

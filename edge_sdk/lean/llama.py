@@ -13,12 +13,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from edge_sdk.execution import ProductFormat
 from edge_sdk.lean.architecture import Architecture
 from edge_sdk.lean.attention import attend, attend_back
 from edge_sdk.lean.frozen import FrozenMatrix
 from edge_sdk.lean.fused import gate_backward, gate_forward, norm_backward, norm_forward, rotate
 from edge_sdk.lean.packing import PackedBatch
-from edge_sdk.lean.products import IntegerProducts, Operand, ProductFormat, Products, WideProducts
+from edge_sdk.lean.products import IntegerProducts, Operand, Products, WideProducts
 from edge_sdk.lean.ranks import Ranks
 from edge_sdk.lean.vocabulary_loss import vocabulary_loss
 from edge_sdk.lean.workspace import Workspace
@@ -28,6 +29,8 @@ _ATTENDED = ("self_attn.o_proj",)
 _GATES = ("mlp.gate_proj", "mlp.up_proj")
 _DOWN = ("mlp.down_proj",)
 _GROUPS = (_QUERIES, _ATTENDED, _GATES, _DOWN)
+HEAD = "lm_head"
+"""Name of the output head, also of a tied one, where layers are exempt."""
 _SCRATCH = "scratch"  # where a block keeps what is not to last
 
 
@@ -83,9 +86,12 @@ class Llama:
         self._vectors = {name: x.to(dtype) for name, x in frozen.vectors.items()}
         self._dtype = dtype
         self._kept_dtype = kept
-        wide = WideProducts(self.workspace)
-        chosen: Products = IntegerProducts(self.workspace) if products == "int8" else wide
-        self._products = {name: wide if name in exempt else chosen for name in frozen.matrices}
+        wide, integer = WideProducts(self.workspace), IntegerProducts(self.workspace)
+        chosen: Products = integer if products == "int8" else wide
+        self._head_products = integer if products == "int8" and HEAD not in exempt else None
+        self._products: dict[str, Products] = {
+            name: wide if name in exempt else chosen for name in self.linear_names
+        }
         self._rotation = architecture.rotation(length, dtype)
         self._log_sums = dict[str, list[Tensor]]()
 
@@ -127,6 +133,15 @@ class Llama:
         return loss
 
     @property
+    def linear_names(self) -> list[str]:
+        """Names of the linear layers inside the blocks."""
+        return [layer.name for layer in self.architecture.shape.linears]
+
+    def use_products(self, products: Mapping[str, Products]) -> None:
+        """Compute the products of some layers in another way."""
+        self._products.update(products)
+
+    @property
     def _layers(self) -> int:
         return self.architecture.shape.num_layers
 
@@ -149,7 +164,13 @@ class Llama:
         inverse = self._norm("model.norm.weight", chosen, normed)
         wanted = None if gradient is None else self._take("chosen gradient", shape)
         loss = vocabulary_loss(
-            normed, head, batch.targets, self.workspace, gradient=wanted, share=share
+            normed,
+            head,
+            batch.targets,
+            self.workspace,
+            gradient=wanted,
+            share=share,
+            products=self._head_products,
         )
         if gradient is not None and wanted is not None:
             back = normed.zero_()
@@ -200,7 +221,7 @@ class Llama:
         shape, rows = self.architecture.shape, len(gradient)
         inner = (rows, shape.intermediate_size)
         gate, up = self._again(f"{own}.gate", inner), self._again(f"{own}.up", inner)
-        dgated = self._take("gated", inner).zero_()
+        dgated = self._take("gated", inner)
         backward = self._product_back(layer, _DOWN, [gradient], dgated, ranks)
         gate_backward(dgated, gate, up)
         gated = dgated  # it was turned into that
@@ -210,7 +231,7 @@ class Llama:
         self._normed_back(layer, norm, _GATES, [gate, up], middle, gradient, ranks)
 
         attended = self._again(f"{own}.attended", (rows, shape.q_size))
-        dattended = self._take("attended gradient", attended.shape).zero_()
+        dattended = self._take("attended gradient", attended.shape)
         backward = self._product_back(layer, _ATTENDED, [gradient], dattended, ranks)
         self._learn(layer, _ATTENDED, [gradient], backward, attended, ranks)
         gradients = self._attend_back(layer, dattended, attended, batch, own)
@@ -291,7 +312,7 @@ class Llama:
         """Learn a group behind a norm, and add the gradient of the norm's input to ``out``."""
         normed = self._take("normed", x.shape)
         inverse = self._norm(_weight(layer, norm), x, normed)
-        dnormed = None if out is None else self._take("normed gradient", x.shape).zero_()
+        dnormed = None if out is None else self._take("normed gradient", x.shape)
         backward = self._product_back(layer, group, gradients, dnormed, ranks)
         self._learn(layer, group, gradients, backward, normed, ranks)
         if out is not None and dnormed is not None:
@@ -310,12 +331,10 @@ class Llama:
         names = [f"model.layers.{layer}.{name}" for name in group]
         operand = Operand(x, self.workspace)
         for name, y in zip(names, outputs, strict=True):
-            if not is_added:
-                y.zero_()
+            self._products[name].forward(operand, self._matrices[name], y, is_added)
             bias = self._vectors.get(f"{name}.bias")
             if bias is not None:
                 y.add_(bias)
-            self._products[name].add_forward(operand, self._matrices[name], y)
         adapted = ranks.groups.get(names[0])
         if adapted is not None:
             reduced = adapted.reduce(x, self.workspace)
@@ -330,11 +349,11 @@ class Llama:
         dx: Tensor | None,
         ranks: Ranks,
     ) -> Tensor | None:
-        """Add the gradient of a group's input to ``dx``; return that of its ranks."""
+        """Write the gradient of a group's input to ``dx``; return that of its ranks."""
         names = [f"model.layers.{layer}.{name}" for name in group]
         if dx is not None:
-            for name, g in zip(names, gradients, strict=True):
-                self._products[name].add_backward(g, self._matrices[name], dx)
+            for i, (name, g) in enumerate(zip(names, gradients, strict=True)):
+                self._products[name].backward(g, self._matrices[name], dx, is_added=i > 0)
         adapted = ranks.groups.get(names[0])
         if adapted is None:
             return None

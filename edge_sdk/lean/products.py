@@ -6,17 +6,21 @@ back. Both read the weight from its few bits into one workspace that every layer
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from edge_sdk.lean.frozen import FrozenMatrix, Int8Matrix, Nf4Matrix, PlainMatrix
-from edge_sdk.lean.fused import add_product, nf4_to_int8, quantize_rows
+from edge_sdk.lean.frozen import FrozenMatrix, Int8Matrix, PlainMatrix
+from edge_sdk.lean.fused import (
+    IntegerWeight,
+    add_product,
+    integer_product,
+    multiplies_integers,
+    quantize_rows,
+    scratch_bytes,
+)
 from edge_sdk.lean.workspace import Workspace
-
-ProductFormat = Literal["wide", "int8"]
-"""Format the products with frozen weights are computed in; wide is that of the activations."""
 
 
 class Operand:
@@ -24,29 +28,31 @@ class Operand:
 
     Args:
         x: ``(rows, d_in)``.
-        workspace: Holds the integers until the next operand.
+        workspace: Holds the integers until the next operand of that name.
+        name: Of the operand; one that outlives others needs its own.
     """
 
-    def __init__(self, x: Tensor, workspace: Workspace) -> None:
+    def __init__(self, x: Tensor, workspace: Workspace, name: str = "operand") -> None:
         self.x = x
+        self._name = name
         self._workspace = workspace
         self._integers: tuple[Tensor, Tensor] | None = None
 
     def integers(self) -> tuple[Tensor, Tensor]:
         """Return ``x`` as int8 and one scale per row."""
         if self._integers is None:
-            self._integers = _quantized(self.x, None, self._workspace)
+            self._integers = _quantized(self.x, None, self._workspace, self._name)
         return self._integers
 
 
 class Products(Protocol):
     """How a layer multiplies with its frozen weight."""
 
-    def add_forward(self, operand: Operand, weight: FrozenMatrix, y: Tensor) -> None:
-        """``y += x W^T``: ``(rows, d_in)`` to ``(rows, d_out)``."""
+    def forward(self, operand: Operand, weight: FrozenMatrix, y: Tensor, is_added: bool) -> None:
+        """``y = x W^T``, or added to ``y``: ``(rows, d_in)`` to ``(rows, d_out)``."""
 
-    def add_backward(self, g: Tensor, weight: FrozenMatrix, dx: Tensor) -> None:
-        """``dx += g W``: ``(rows, d_out)`` to ``(rows, d_in)``."""
+    def backward(self, g: Tensor, weight: FrozenMatrix, dx: Tensor, is_added: bool) -> None:
+        """``dx = g W``, or added to ``dx``: ``(rows, d_out)`` to ``(rows, d_in)``."""
 
 
 class WideProducts:
@@ -59,13 +65,13 @@ class WideProducts:
     def __init__(self, workspace: Workspace) -> None:
         self._workspace = workspace
 
-    def add_forward(self, operand: Operand, weight: FrozenMatrix, y: Tensor) -> None:
-        """``y += x W^T``."""
-        y.addmm_(operand.x, self._widened(weight, y.dtype).T)
+    def forward(self, operand: Operand, weight: FrozenMatrix, y: Tensor, is_added: bool) -> None:
+        """``y = x W^T``, or added."""
+        y.addmm_(operand.x, self._widened(weight, y.dtype).T, beta=float(is_added))
 
-    def add_backward(self, g: Tensor, weight: FrozenMatrix, dx: Tensor) -> None:
-        """``dx += g W``."""
-        dx.addmm_(g, self._widened(weight, dx.dtype))
+    def backward(self, g: Tensor, weight: FrozenMatrix, dx: Tensor, is_added: bool) -> None:
+        """``dx = g W``, or added."""
+        dx.addmm_(g, self._widened(weight, dx.dtype), beta=float(is_added))
 
     def _widened(self, weight: FrozenMatrix, dtype: torch.dtype) -> Tensor:
         if isinstance(weight, PlainMatrix) and weight.values.dtype == dtype:
@@ -80,43 +86,82 @@ class IntegerProducts:
     gradient before it is rounded, since it varies within the sum.
 
     Args:
-        workspace: Holds integers, scales and one product.
+        workspace: Holds integers, scales and what the product needs.
     """
 
     def __init__(self, workspace: Workspace) -> None:
         self._workspace = workspace
+        self._weights = dict[int, tuple[FrozenMatrix, IntegerWeight]]()
 
-    def add_forward(self, operand: Operand, weight: FrozenMatrix, y: Tensor) -> None:
-        """``y += x W^T``."""
-        values, scale = self._integers(weight)
+    def forward(self, operand: Operand, weight: FrozenMatrix, y: Tensor, is_added: bool) -> None:
+        """``y = x W^T``, or added."""
+        integers = self.integer_weight(weight)
         x, rows = operand.integers()
-        add_product(self._product(x, values.T), rows, scale, y)
+        if multiplies_integers(integers):
+            scratch = self._scratch(integers)
+            integer_product(x, rows, integers, y, scratch, is_forward=True, is_added=is_added)
+        else:
+            values = self._values(weight, integers)
+            _put(self._product(x, values.T), rows, integers.scale, y, is_added)
 
-    def add_backward(self, g: Tensor, weight: FrozenMatrix, dx: Tensor) -> None:
-        """``dx += g W``."""
-        values, scale = self._integers(weight)
-        gradient, rows = _quantized(g, scale, self._workspace)
-        add_product(self._product(gradient, values), rows, None, dx)
+    def backward(self, g: Tensor, weight: FrozenMatrix, dx: Tensor, is_added: bool) -> None:
+        """``dx = g W``, or added."""
+        integers = self.integer_weight(weight)
+        if multiplies_integers(integers):
+            self.backward_integers(g, integers, dx, is_added)
+        else:
+            gradient, rows = _quantized(g, integers.scale, self._workspace)
+            values = self._values(weight, integers)
+            _put(self._product(gradient, values), rows, None, dx, is_added)
+
+    def backward_integers(
+        self, g: Tensor, weight: IntegerWeight, dx: Tensor, is_added: bool
+    ) -> None:
+        """Do the same with a weight for which ``multiplies_integers`` holds."""
+        gradient, rows = _quantized(g, weight.scale, self._workspace)
+        scratch = self._scratch(weight)
+        integer_product(gradient, rows, weight, dx, scratch, is_forward=False, is_added=is_added)
+
+    def forward_integers(self, operand: Operand, weight: IntegerWeight, y: Tensor) -> None:
+        """Write ``y = x W^T`` with a weight for which ``multiplies_integers`` holds."""
+        x, rows = operand.integers()
+        scratch = self._scratch(weight)
+        integer_product(x, rows, weight, y, scratch, is_forward=True, is_added=False)
+
+    def _scratch(self, weight: IntegerWeight) -> Tensor:
+        return self._workspace.take("panels", (scratch_bytes(weight),), torch.int8)
 
     def _product(self, left: Tensor, right: Tensor) -> Tensor:
         out = self._workspace.take("product", (left.shape[0], right.shape[1]), torch.int32)
         torch._int_mm(left, right, out=out)
         return out
 
-    def _integers(self, weight: FrozenMatrix) -> tuple[Tensor, Tensor]:
+    def integer_weight(self, weight: FrozenMatrix) -> IntegerWeight:
+        """Return how a weight is read as integers; its scales are found once."""
+        known = self._weights.get(id(weight))
+        if known is None:
+            known = self._weights[id(weight)] = (weight, weight.as_integers())
+        return known[1]
+
+    def _values(self, weight: FrozenMatrix, integers: IntegerWeight) -> Tensor:
+        """Return the integers of a weight as a matrix of their own."""
         if isinstance(weight, Int8Matrix):
-            return weight.values, weight.scale
+            return weight.values
+        wide = weight.widen(self._workspace.take("weight", weight.shape))
         values = self._workspace.take("integer weight", weight.shape, torch.int8)
-        scale = self._workspace.take("weight scale", (weight.shape[0],))
-        is_nf4 = isinstance(weight, Nf4Matrix)
-        if not (is_nf4 and nf4_to_int8(weight.packed, weight.absmax, values, scale)):  # type: ignore[attr-defined]
-            wide = weight.widen(self._workspace.take("weight", weight.shape))
-            quantize_rows(wide, None, values, scale)
-        return values, scale
+        return values.copy_(torch.div(wide, integers.scale[:, None], out=wide).round_())
 
 
-def _quantized(x: Tensor, columns: Tensor | None, workspace: Workspace) -> tuple[Tensor, Tensor]:
-    integers = workspace.take("integers", x.shape, torch.int8)
-    scale = workspace.take("row scale", (len(x),))
+def _put(product: Tensor, rows: Tensor, columns: Tensor | None, y: Tensor, is_added: bool) -> None:
+    if not is_added:
+        y.zero_()
+    add_product(product, rows, columns, y)
+
+
+def _quantized(
+    x: Tensor, columns: Tensor | None, workspace: Workspace, name: str = "operand"
+) -> tuple[Tensor, Tensor]:
+    integers = workspace.take(f"{name} integers", x.shape, torch.int8)
+    scale = workspace.take(f"{name} scale", (len(x),))
     quantize_rows(x, columns, integers, scale)
     return integers, scale

@@ -24,7 +24,7 @@ class RankGroup:
         names: Full layer names.
         A: ``(len(names) * k, d_in)``: the rows of one layer after those of another.
         A_of: For each layer its rows of ``A``, as what the optimizer changes.
-        B_of: For each layer ``(d_out, k)``.
+        B_of: For each layer ``B^T (k, d_out)``: so its gradient is a product with long rows.
         k: Sketch size.
         scale: Of ``B A``.
         is_trained: For each layer, whether its ranks learn.
@@ -45,7 +45,7 @@ class RankGroup:
     def narrow(self, dtype: torch.dtype) -> None:
         """Bring the values into the format of the activations; before every pass."""
         self.narrow_A = self.A.to(dtype)
-        self.narrow_B = [B.detach().to(dtype) for B in self.B_of]
+        self.narrow_B = [B.detach().T.to(dtype).contiguous() for B in self.B_of]
 
     def reduce(self, x: Tensor, workspace: Workspace) -> Tensor:
         """Return ``scale * x A^T``, ``(rows, len(names) * k)``."""
@@ -90,7 +90,7 @@ class RankGroup:
         ranks = self.reduce(x, workspace)
         for i, g in enumerate(gradients):
             if self.is_trained[i]:
-                _accumulate(self.B_of[i], g.T, self._columns(i, ranks))
+                _accumulate(self.B_of[i], self._columns(i, ranks).T, g)
                 _accumulate(self.A_of[i], self._columns(i, backward).T, x)
 
     def _columns(self, number: int, ranks: Tensor) -> Tensor:
@@ -137,11 +137,11 @@ class Ranks:
                 trained_targets is None or adapted[x].ending in trained_targets for x in chosen
             ]
             A = torch.cat([torch.from_numpy(slices[f"{name}.lora_A"]) for name in chosen])
-            B = [torch.tensor(slices[f"{name}.lora_B"]) for name in chosen]
+            B = [torch.from_numpy(slices[f"{name}.lora_B"].T.copy()) for name in chosen]
             self.groups[names[0]] = RankGroup(
                 names=chosen,
                 A=A,
-                A_of=[_parameter(x, t) for x, t in zip(A.split(k), trained, strict=True)],
+                A_of=[_parameter(x, t) for x, t in zip(torch.split(A, k), trained, strict=True)],
                 B_of=[_parameter(x, t) for x, t in zip(B, trained, strict=True)],
                 k=k,
                 scale=scale,
@@ -153,13 +153,19 @@ class Ranks:
         every = [x for group in self.groups.values() for x in (*group.A_of, *group.B_of)]
         return [x for x in every if x.requires_grad]
 
+    def zero_gradients(self) -> None:
+        """Set every gradient to zero."""
+        for parameter in self.parameters():
+            if parameter.grad is not None:
+                parameter.grad.zero_()
+
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Return copies of all values, trained or not, under the names the wire uses."""
         found = dict[str, NDArray[Any]]()
         for group in self.groups.values():
             for name, A, B in zip(group.names, group.A_of, group.B_of, strict=True):
                 found[f"{name}.lora_A"] = np.array(A.detach().numpy())
-                found[f"{name}.lora_B"] = np.array(B.detach().numpy())
+                found[f"{name}.lora_B"] = B.detach().numpy().T.copy()
         return found
 
     def narrow(self, dtype: torch.dtype) -> None:

@@ -108,7 +108,7 @@ def test_classification_loss_and_accuracy_are_those_of_single_texts(
     losses, hits = [], []
     for example in texts:
         with torch.no_grad():
-            logits = base.model(input_ids=torch.tensor([example.tokens])).logits[0]
+            logits = base.model(input_ids=torch.tensor(example.tokens)[None]).logits[0]
         losses.append(-float(logits.log_softmax(-1)[example.label]))
         hits.append(int(logits.argmax()) == example.label)
     assert len({len(example.tokens) for example in texts}) > 1

@@ -248,7 +248,7 @@ def _alive_bytes(model: torch.nn.Module, examples: int, is_checkpointed: bool) -
     """Bytes of all tensors Python can reach; autograd alone holds none of a checkpointed block."""
     gc.collect()
     before = _reachable()
-    with checkpointed_blocks(model) if is_checkpointed else nullcontext():
+    with checkpointed_blocks(model, 99) if is_checkpointed else nullcontext():
         loss = loss_of(model, examples, is_padded=True)
         grown = _reachable()
         loss.backward()
@@ -263,7 +263,7 @@ def _reachable() -> dict[int, int]:
 def test_checkpointing_needs_one_block_and_the_inputs_of_all():
     shape = llama_shape()
     kept = need(shape).activations
-    less = need(shape, checkpointing=True).activations
+    less = need(shape, recomputed_blocks=30).activations
     boundary = 4 * shape.hidden_size * 8 * 128
     assert kept - boundary == pytest.approx(30 * (less - 30 * boundary), abs=30)
 
@@ -273,7 +273,7 @@ def need(
     *,
     batch_size: int = 8,
     predicted: int = 16,
-    has_native_bf16: bool = False,
+    computes_in_bf16: bool = False,
     runtime_bytes: int = 0,
     **changes: object,
 ) -> MemoryNeed:
@@ -283,7 +283,7 @@ def need(
         execution(shape, **changes),
         batch_size=batch_size,
         predicted=predicted,
-        has_native_bf16=has_native_bf16,
+        computes_in_bf16=computes_in_bf16,
         runtime_bytes=runtime_bytes,
     )
 
@@ -299,7 +299,7 @@ def test_parameters_of_the_example_model_are_counted_right():
 
 
 @pytest.mark.parametrize(
-    ("stored", "quantization", "has_native_bf16", "base", "embeddings", "loading"),
+    ("stored", "quantization", "computes_in_bf16", "base", "embeddings", "loading"),
     [
         # the file is mapped while it loads, and nothing of it stays
         ("bfloat16", "nf4", False, NF4_BYTES, 4, 2 * (LINEARS + EMBEDDINGS) + 8 * LARGEST),
@@ -318,14 +318,14 @@ def test_parameters_of_the_example_model_are_counted_right():
     ],
 )
 def test_weights_take_what_their_format_and_that_of_their_file_say(
-    stored, quantization, has_native_bf16, base, embeddings, loading
+    stored, quantization, computes_in_bf16, base, embeddings, loading
 ):
     shape = llama_shape(dtype=stored)
     # almost no tokens: loading is the peak, if it takes anything at all
     found = need(
         shape,
         quantization=quantization,
-        has_native_bf16=has_native_bf16,
+        computes_in_bf16=computes_in_bf16,
         micro_batch=1,
         batch_size=1,
         length=1,

@@ -1,4 +1,4 @@
-"""Predicted time grows with everything that takes time, and counts each product by hand."""
+"""Predicted time of the general trainer grows with everything that takes time, and counts each product by hand."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def time_of(
     *,
     batch_size: int = 8,
     predicted: int = 16,
-    has_native_bf16: bool = False,
+    computes_in_bf16: bool = False,
     rates: Rates = RATES,
     **changes: object,
 ) -> StepTime:
@@ -29,7 +29,7 @@ def time_of(
         execution(shape, **changes),
         batch_size=batch_size,
         predicted=predicted,
-        has_native_bf16=has_native_bf16,
+        computes_in_bf16=computes_in_bf16,
         rates=rates,
     )
 
@@ -48,7 +48,7 @@ def test_products_are_counted_by_hand():
 
 def test_checkpointing_computes_every_block_once_more():
     shape = llama_shape()
-    once, twice = time_of(shape, predicted=1), time_of(shape, predicted=1, checkpointing=True)
+    once, twice = time_of(shape, predicted=1), time_of(shape, predicted=1, recomputed_blocks=30)
     assert 1.4 < twice.products / once.products < 1.55
     assert twice.overhead == pytest.approx(1.5 * once.overhead)
     assert twice.optimizer == once.optimizer
@@ -61,11 +61,11 @@ def test_weights_are_widened_in_every_pass_of_every_micro_batch():
     assert time_of(shape, quantization="nf4", micro_batch=2).widening == pytest.approx(
         4 * 2 * LINEARS / 0.3e9
     )
-    assert time_of(shape, quantization="nf4", checkpointing=True).widening == pytest.approx(
+    assert time_of(shape, quantization="nf4", recomputed_blocks=30).widening == pytest.approx(
         3 * LINEARS / 0.3e9
     )
     assert time_of(shape, quantization="bf16").widening == pytest.approx(2 * LINEARS * 4 / 1.5e9)
-    assert time_of(shape, quantization="bf16", has_native_bf16=True).widening == 0
+    assert time_of(shape, quantization="bf16", computes_in_bf16=True).widening == 0
 
 
 def test_optimizer_moves_each_trained_number_and_no_other():
@@ -83,7 +83,7 @@ def test_classifier_spends_nothing_on_logits():
 def test_bf16_products_go_at_their_own_rate_where_the_hardware_has_them():
     shape = llama_shape()
     slow, fast = (
-        time_of(shape, quantization="bf16", has_native_bf16=native) for native in (False, True)
+        time_of(shape, quantization="bf16", computes_in_bf16=native) for native in (False, True)
     )
     assert fast.products == pytest.approx(slow.products * 80 / 60)
     assert fast.elementwise < slow.elementwise, "activations are half as large"
@@ -95,7 +95,7 @@ def test_bf16_products_go_at_their_own_rate_where_the_hardware_has_them():
         {"length": 129},
         {"batch_size": 16},
         {"micro_batch": 4},
-        {"checkpointing": True},
+        {"recomputed_blocks": 30},
         {"quantization": "nf4"},
         {"k": 5},
         {"predicted": 17},

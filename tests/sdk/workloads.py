@@ -7,6 +7,7 @@ from typing import Any
 
 from edge_sdk.cost import Machine, Workload
 from edge_sdk.execution import Execution
+from edge_sdk.lean.rates import LeanRates
 from edge_sdk.model_shape import ModelShape, read_shape
 from edge_sdk.rates import Rates
 
@@ -42,12 +43,33 @@ RATES = Rates(
     block_overhead_s=4e-3,
     process_bytes=400_000_000,
     nf4_bytes=50_000_000,
+    lean=LeanRates(
+        int8_flops_per_s=0.0,
+        nf4_widened_per_s=4e9,
+        nf4_to_int8_per_s=5e9,
+        int8_widened_per_s=2e9,
+        bf16_widened_per_s=3e9,
+        moved_bytes_per_s=10e9,
+        block_overhead_s=2e-3,
+        example_overhead_s=0.25e-3,
+        process_bytes=300_000_000,
+        has_fused=True,
+    ),
 )
+"""Of a processor whose products of integers are of no use."""
 MACHINE = Machine(has_native_bf16=False, rates=RATES)
+INTEGER_RATES = replace(RATES, lean=replace(RATES.lean, int8_flops_per_s=240e9))
+INTEGER_MACHINE = Machine(has_native_bf16=False, rates=INTEGER_RATES)
 
 
 def llama_shape(**changes: Any) -> ModelShape:
+    """A model of the hand-written passes."""
     return read_shape({**LLAMA, **changes})
+
+
+def generic_shape(**changes: Any) -> ModelShape:
+    """A model of the same sizes that only the general trainer computes."""
+    return read_shape({**LLAMA, "model_type": "smollm3", **changes})
 
 
 def workload(shape: ModelShape | None = None, **changes: Any) -> Workload:
@@ -58,7 +80,7 @@ def workload(shape: ModelShape | None = None, **changes: Any) -> Workload:
         layers=tuple(shape.target_layers(shape.default_targets)),
         r=16,
         sketch_sizes=(1, 2, 4, 8, 16),
-        quantizations=("nf4", "bf16", "fp32"),
+        quantizations=("nf4", "int8", "bf16", "fp32"),
         batch_size=8,
         local_steps=10,
         length=128,
@@ -71,8 +93,9 @@ def execution(shape: ModelShape, **changes: Any) -> Execution:
     """The whole batch at once in fp32; ``changes`` are fields of ``Execution``."""
     way = Execution(
         quantization="fp32",
+        products="wide",
         micro_batch=8,
-        checkpointing=False,
+        recomputed_blocks=0,
         length=128,
         trained_targets=shape.default_targets,
         k=4,

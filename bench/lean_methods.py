@@ -1,0 +1,57 @@
+"""This project's trainer, one optimizer step at a time."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from bench.train_methods import (
+    LEARNING_RATE,
+    Method,
+    Trainer,
+    Work,
+    adapter_of,
+    first_ranks,
+    token_ids,
+)
+from edge_sdk.example import Example
+from edge_sdk.execution import ProductFormat
+from edge_sdk.lean.base import open_lean_base
+from edge_sdk.sketch import sketched_scaling
+
+
+def import_libraries(method: Method, work: Work) -> None:
+    """Import what is imported on first use: nothing."""
+
+
+def build(method: Method, work: Work, threads: int) -> Trainer:
+    """Open the prepared base and set the adapter up."""
+    products: ProductFormat = "int8" if method.products == "int8" else "wide"
+    base = open_lean_base(work.folder, method.held, products, threads)
+    adapter = adapter_of(work)
+    examples = [Example(ids, [True] * len(ids)) for ids in token_ids(work)]
+    trainee = base.trainee(
+        adapter,
+        first_ranks(work),
+        sketched_scaling(adapter.lora_alpha, adapter.r, work.k, adapter.use_rslora),
+        None,
+        examples,
+        method.micro_batch or None,
+        base.architecture.shape.num_layers if method.checkpointing else 0,
+    )
+    optimizer = torch.optim.AdamW(
+        trainee.parameters(), lr=LEARNING_RATE, weight_decay=0.0, fused=True
+    )
+    parts_s = dict[str, float]()
+
+    def step() -> float:
+        started = time.perf_counter()
+        loss = trainee.gradients(examples)
+        passed = time.perf_counter()
+        optimizer.step()
+        parts_s["gradients"] = passed - started
+        parts_s["optimizer"] = time.perf_counter() - passed
+        return loss
+
+    return Trainer(step=step, parts_s=parts_s)
