@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import msgspec
@@ -15,7 +16,15 @@ _TIMEOUT_S = 1800.0
 _LINES = 12
 
 
-def measure_fresh(module: str, request: Any, answer: type[T], threads: int) -> T:
+def measure_fresh(
+    module: str,
+    request: Any,
+    answer: type[T],
+    threads: int,
+    *,
+    environment: Mapping[str, str] | None = None,
+    enter: Callable[[], None] | None = None,
+) -> T:
     """Give a module its request as JSON, and decode the last line it prints.
 
     Args:
@@ -23,19 +32,22 @@ def measure_fresh(module: str, request: Any, answer: type[T], threads: int) -> T
         request: What to measure.
         answer: What the module prints.
         threads: CPU threads of every library, from the start of the process.
+        environment: Variables it gets on top of the present ones.
+        enter: Called in it before anything else, such as to enter a control group.
 
     Raises:
         SystemExit: The process failed, took too long or printed something else; says what the
             request was and how the process ended.
     """
     text = msgspec.json.encode(request).decode()
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
+    own = {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", **(environment or {})}
     try:
         done = subprocess.run(
             [sys.executable, "-m", module, text],
             capture_output=True,
             text=True,
-            env=environment,
+            env={**os.environ, **own},
+            preexec_fn=enter,
             timeout=_TIMEOUT_S,
             check=False,
         )

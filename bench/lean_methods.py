@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator, Sequence
+from itertools import cycle
 
 import torch
 
@@ -17,7 +19,7 @@ from bench.train_methods import (
 )
 from edge_sdk.example import Example
 from edge_sdk.execution import ProductFormat
-from edge_sdk.lean.base import open_lean_base
+from edge_sdk.lean.base import LeanBase, open_lean_base
 from edge_sdk.sketch import sketched_scaling
 
 
@@ -27,10 +29,25 @@ def import_libraries(method: Method, work: Work) -> None:
 
 def build(method: Method, work: Work, threads: int) -> Trainer:
     """Open the prepared base and set the adapter up."""
-    products: ProductFormat = "int8" if method.products == "int8" else "wide"
-    base = open_lean_base(work.folder, method.held, products, threads)
-    adapter = adapter_of(work)
     examples = [Example(ids, [True] * len(ids)) for ids in token_ids(work)]
+    return stepper(method, work, threads, examples, cycle([examples]))
+
+
+def lean_base(method: Method, work: Work, threads: int) -> LeanBase:
+    """Open the prepared base."""
+    products: ProductFormat = "int8" if method.products == "int8" else "wide"
+    return open_lean_base(work.folder, method.held, products, threads)
+
+
+def stepper(
+    method: Method,
+    work: Work,
+    threads: int,
+    examples: Sequence[Example],
+    batches: Iterator[Sequence[Example]],
+) -> Trainer:
+    """Set the adapter up for all examples; every step trains the next batch of them."""
+    base, adapter = lean_base(method, work, threads), adapter_of(work)
     trainee = base.trainee(
         adapter,
         first_ranks(work),
@@ -47,7 +64,7 @@ def build(method: Method, work: Work, threads: int) -> Trainer:
 
     def step() -> float:
         started = time.perf_counter()
-        loss = trainee.gradients(examples)
+        loss = trainee.gradients(next(batches))
         passed = time.perf_counter()
         optimizer.step()
         parts_s["gradients"] = passed - started

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from itertools import cycle
 from typing import Any
 
 import peft
 import torch
 import transformers
+from torch import Tensor
 
 from bench.train_methods import (
     LEARNING_RATE,
@@ -37,6 +39,13 @@ def import_libraries(method: Method, work: Work) -> None:
 
 def build(method: Method, work: Work, threads: int) -> Trainer:
     """Load the base, put LoRA on all seven linear layers, and AdamW on that."""
+    ids = torch.from_numpy(token_ids(work))
+    batch = {"input_ids": ids, "labels": ids}
+    return Trainer(step=stepper(adapted_model(method, work, threads), method, cycle([batch])))
+
+
+def adapted_model(method: Method, work: Work, threads: int) -> Any:
+    """Load the base, and put LoRA on all seven linear layers."""
     torch.set_num_threads(threads)
     dtype = _DTYPES[method.products]
     model = _base(method, work, dtype)
@@ -56,9 +65,14 @@ def build(method: Method, work: Work, threads: int) -> Trainer:
     model = peft.get_peft_model(model, lora, autocast_adapter_dtype=method.is_prepared)
     _set_adapter(model, work)
     model.train()
+    return model
+
+
+def precision(method: Method) -> AbstractContextManager[Any]:
+    """Return what a method computes its forward pass in."""
     # after preparation every activation is fp32, so only autocast brings bf16 products back
-    is_mixed = method.is_prepared and dtype == torch.bfloat16
-    return Trainer(step=_stepper(model, work, is_mixed))
+    is_mixed = method.is_prepared and _DTYPES[method.products] == torch.bfloat16
+    return torch.autocast("cpu", dtype=torch.bfloat16) if is_mixed else nullcontext()
 
 
 def _base(method: Method, work: Work, dtype: torch.dtype) -> Any:
@@ -97,18 +111,17 @@ def _set_adapter(model: Any, work: Work) -> None:
             parameter.copy_(torch.from_numpy(given[name]))
 
 
-def _stepper(model: Any, work: Work, is_mixed: bool) -> Callable[[], float]:
+def stepper(
+    model: Any, method: Method, batches: Iterator[dict[str, Tensor]]
+) -> Callable[[], float]:
+    """Return what takes a step on the next batch, and returns the loss before it."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=LEARNING_RATE, weight_decay=0.0, fused=True)
-    ids = torch.from_numpy(token_ids(work))
-
-    def precision() -> AbstractContextManager[Any]:
-        return torch.autocast("cpu", dtype=torch.bfloat16) if is_mixed else nullcontext()
 
     def step() -> float:
         optimizer.zero_grad()
-        with precision():
-            loss = model(input_ids=ids, labels=ids).loss
+        with precision(method):
+            loss = model(**next(batches)).loss
         loss.backward()
         optimizer.step()
         return float(loss.detach())

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import numpy as np
@@ -27,7 +27,7 @@ from bench.report import Claim, json_path, publish
 from bench.training_run import GLOBAL_RANK, LABELS, Measured, Run
 from edge_sdk.cost import Budget, Correction, Cost, Machine, Workload, cost_of
 from edge_sdk.device import probe
-from edge_sdk.execution import Execution, Quantization
+from edge_sdk.execution import Execution, ProductFormat, Quantization
 from edge_sdk.memory import WEIGHT_BYTES, adapter_parameters
 from edge_sdk.microbenchmark import measure_rates
 from edge_sdk.model_folder import read_model_shape
@@ -38,7 +38,7 @@ from edge_sdk.wire.messages import TaskType
 STEPS = 4
 MEASURE_EVERY = 4  # configurations: a shared machine changes its speed within minutes
 UNLIMITED = Budget(memory_bytes=1 << 60)
-HELD_OUT_SEED = 20261122  # drawn from after the formulas were frozen
+HELD_OUT_SEED = 20261123  # drawn from after the formulas were frozen
 HELD_OUT = 12
 
 
@@ -49,23 +49,25 @@ class Configuration:
     Attributes:
         model: One of ``bench.base_models.NAMES``.
         quantization: Number format of the frozen base.
+        products: Format of the products with it.
         k: Sketch size.
         batch_size: Examples per step.
         micro_batch: Examples at once.
         length: Tokens per example.
         learned: Tokens of them that are learned; 0 means all.
-        checkpointing: Whether blocks are recomputed.
+        recomputed: Share of the blocks that are computed again.
         is_held_out: Drawn after the formulas were frozen.
     """
 
     model: str
     quantization: Quantization
+    products: ProductFormat
     k: int
     batch_size: int
     micro_batch: int
     length: int
     learned: int = 0
-    checkpointing: bool = False
+    recomputed: float = 0.0
     is_held_out: bool = False
 
     @property
@@ -74,50 +76,62 @@ class Configuration:
         return "SEQ_CLS" if self.model == "minilm" else "CAUSAL_LM"
 
     @property
+    def base_text(self) -> str:
+        """The base and its products, for the table."""
+        return self.quantization + (", int8 products" if self.products == "int8" else "")
+
+    @property
     def text(self) -> str:
         """For the table."""
         micro = f"{self.batch_size // self.micro_batch}x" if self.batch_size > 1 else ""
-        marks = f"{', ckpt' if self.checkpointing else ''}{'  *' if self.is_held_out else ''}"
+        marks = f", {self.recomputed:.0%} again" if self.recomputed else ""
+        marks += "  *" if self.is_held_out else ""
         return f"k{self.k} {micro}{self.micro_batch}x{self.length}{marks}"
 
 
-def _row(model: str, quantization: Quantization, *sizes: int, ckpt: bool = False) -> Configuration:
+def _row(model: str, base: str, *sizes: int, again: float = 0.0) -> Configuration:
+    """Return a row whose ``base`` is a number format, and ``nf4+`` one with integer products."""
     k, batch_size, micro_batch, length, learned = sizes
     return Configuration(
         model=model,
-        quantization=quantization,
+        quantization=cast(Quantization, base.removesuffix("+")),
+        products="int8" if base.endswith("+") else "wide",
         k=k,
         batch_size=batch_size,
         micro_batch=micro_batch,
         length=length,
         learned=learned,
-        checkpointing=ckpt,
+        recomputed=again,
     )
 
 
 FITTED = (
     _row("smollm2", "nf4", 8, 8, 8, 32, 2),
-    _row("smollm2", "nf4", 64, 8, 2, 32, 2),
+    _row("smollm2", "nf4+", 64, 8, 2, 32, 2),
     _row("smollm2", "nf4", 8, 2, 2, 128, 0),
-    _row("smollm2", "nf4", 16, 4, 4, 64, 0, ckpt=True),
+    _row("smollm2", "nf4", 16, 4, 4, 64, 0, again=0.5),
+    _row("smollm2", "nf4+", 8, 4, 4, 256, 64),
+    _row("smollm2", "int8+", 8, 8, 4, 64, 8),
+    _row("smollm2", "int8", 32, 2, 2, 96, 0, again=0.5),
     _row("smollm2", "nf4", 1, 1, 1, 16, 4),
     _row("smollm2", "bf16", 8, 4, 4, 64, 8),
-    _row("smollm2", "bf16", 32, 8, 4, 32, 2, ckpt=True),
+    _row("smollm2", "bf16", 32, 8, 4, 32, 2, again=1.0),
     _row("smollm2", "fp32", 4, 4, 4, 64, 0),
     _row("smollm2", "fp32", 64, 2, 2, 32, 2),
     _row("minilm", "fp32", 8, 8, 8, 64, 0),
     _row("minilm", "fp32", 32, 16, 16, 128, 0),
     _row("minilm", "nf4", 8, 16, 16, 128, 0),
-    _row("minilm", "bf16", 16, 32, 8, 64, 0, ckpt=True),
+    _row("minilm", "bf16", 16, 32, 8, 64, 0, again=1.0),
     _row("llama-wide", "nf4", 8, 4, 4, 64, 0),
-    _row("llama-wide", "nf4", 32, 8, 2, 64, 4),
-    _row("llama-wide", "bf16", 16, 2, 2, 128, 4, ckpt=True),
+    _row("llama-wide", "nf4+", 32, 8, 2, 64, 4),
+    _row("llama-wide", "bf16", 16, 2, 2, 128, 4, again=1.0),
     _row("llama-wide", "fp32", 8, 2, 2, 128, 0),
     _row("llama-deep", "fp32", 4, 4, 4, 64, 0),
     _row("llama-deep", "nf4", 32, 1, 1, 64, 2),
     _row("llama-deep", "nf4", 8, 8, 8, 64, 0),
+    _row("llama-deep", "int8+", 8, 8, 8, 64, 0),
     _row("llama-deep", "bf16", 8, 4, 4, 128, 8),
-    _row("llama-deep", "nf4", 64, 4, 1, 128, 16, ckpt=True),
+    _row("llama-deep", "nf4", 64, 4, 1, 128, 16, again=1.0),
 )
 
 
@@ -125,21 +139,22 @@ def held_out() -> Iterator[Configuration]:
     """Draw configurations nobody looked at while the formulas were made, and one new shape."""
     rng = np.random.default_rng(HELD_OUT_SEED)
     models = ["smollm2", "minilm", "llama-wide", "llama-deep", "llama-small-vocabulary"]
-    formats: list[Quantization] = ["nf4", "bf16", "fp32"]
+    formats = ["nf4", "nf4+", "int8+", "bf16", "fp32"]
     for i in range(HELD_OUT):
+        model = models[i % len(models)]
+        known = ["nf4", "bf16", "fp32"] if model == "minilm" else formats
         micro_batch = int(rng.choice([1, 2, 3, 4, 6, 8]))
-        length = int(rng.choice([24, 48, 80, 96, 160]))
-        yield Configuration(
-            model=models[i % len(models)],
-            quantization=formats[int(rng.integers(len(formats)))],
-            k=int(rng.choice([1, 2, 3, 6, 12, 24, 48])),
-            batch_size=micro_batch * int(rng.choice([1, 1, 2])),
-            micro_batch=micro_batch,
-            length=length,
-            learned=int(rng.choice([0, 3, 12])),
-            checkpointing=bool(rng.random() < 0.4),
-            is_held_out=True,
+        row = _row(
+            model,
+            known[int(rng.integers(len(known)))],
+            int(rng.choice([1, 2, 3, 6, 12, 24, 48])),
+            micro_batch * int(rng.choice([1, 1, 2])),
+            micro_batch,
+            int(rng.choice([24, 48, 80, 96, 160])),
+            int(rng.choice([0, 3, 12])),
+            again=float(rng.choice([0, 0, 1] if model == "minilm" else [0, 0, 0.3, 1])),
         )
+        yield replace(row, is_held_out=True)
 
 
 def main() -> int:
@@ -161,7 +176,7 @@ def main() -> int:
         row = _measure(configuration, machine)
         rows.append(row)
         console.print(
-            f"{number}/{len(configurations)} {configuration.model} {configuration.quantization} "
+            f"{number}/{len(configurations)} {configuration.model} {configuration.base_text} "
             f"{configuration.text}: peak {row['peak_error']:+.1%}, step {row['step_error']:+.0%}; "
             f"calibrated {row['calibrated_peak_error']:+.1%}, {row['calibrated_step_error']:+.0%}"
         )
@@ -175,8 +190,9 @@ def _measure(configuration: Configuration, machine: Machine) -> dict[str, Any]:
     shape = read_model_shape(folder, configuration.task_type, labels)
     execution = Execution(
         quantization=configuration.quantization,
+        products=configuration.products,
         micro_batch=configuration.micro_batch,
-        checkpointing=configuration.checkpointing,
+        recomputed_blocks=round(configuration.recomputed * shape.num_layers),
         length=configuration.length,
         trained_targets=shape.default_targets,
         k=configuration.k,
@@ -282,7 +298,7 @@ def _table(rows: list[dict[str, Any]]) -> Table:
         configuration = Configuration(**{name: row[name] for name in names})
         table.add_row(
             configuration.model,
-            configuration.quantization,
+            configuration.base_text,
             configuration.text,
             format_bytes(row["predicted_bytes"]),
             format_bytes(row["measured_bytes"]),

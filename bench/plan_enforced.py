@@ -34,7 +34,7 @@ from edge_sdk.quantities import format_bytes
 
 BUDGETS = 30
 AT_ONCE = 2  # each in a control group of its own
-SMALLEST, LARGEST = 900_000_000, 1_800_000_000
+SMALLEST, LARGEST = 600_000_000, 1_400_000_000
 SEED = 30
 RANK = 128
 LADDER = (1, 2, 4, 8, 16, 24, 32, 48, 64, 80, 96, 112, 128)
@@ -151,8 +151,9 @@ def _kills_the_heedless(model: Path, threads: int) -> bool:
     shape = read_model_shape(model)
     execution = Execution(
         quantization="nf4",
+        products="wide",
         micro_batch=BATCH_SIZE,
-        checkpointing=False,
+        recomputed_blocks=0,
         length=LENGTH,
         trained_targets=shape.default_targets,
         k=GLOBAL_RANK,

@@ -12,12 +12,12 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from edge_sdk.base_model import load_base
-from edge_sdk.data import Example
+from edge_sdk.example import Example
 from edge_sdk.device import peak_rss_bytes
 from edge_sdk.execution import Execution
 from edge_sdk.model_folder import read_model_shape
 from edge_sdk.model_shape import ModelShape
+from edge_sdk.trainable_base import load_trainable
 from edge_sdk.training import train_round
 from edge_sdk.wire.messages import AdapterSpec, BaseModel, TaskType, TrainingSpec
 from edge_sdk.wire.payload import adapter_shapes, encode
@@ -79,7 +79,7 @@ def measure(run: Run) -> Measured:
     spec = BaseModel(model="m", digest="0" * 64, task_type=run.task_type, labels=labels)
     shape = read_model_shape(folder, run.task_type, len(labels))
     started = time.perf_counter()
-    base = load_base(folder, spec, execution.quantization, run.threads)
+    base = load_trainable(folder, spec, execution, run.threads)
     load_s = time.perf_counter() - started
     adapter = AdapterSpec(
         r=GLOBAL_RANK,
@@ -109,7 +109,7 @@ def measure(run: Run) -> Measured:
         seed=0,
         on_step=lambda step, loss: marks.append(time.perf_counter()),
         micro_batch=execution.micro_batch,
-        checkpointing=execution.checkpointing,
+        recomputed_blocks=execution.recomputed_blocks,
         trained_targets=execution.trained_targets,
     )
     encode(result.update, "fp32", b"{}")

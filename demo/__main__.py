@@ -170,8 +170,9 @@ def _allowances(model: Path, threads: int) -> dict[str, Cost]:
             budget,
             Execution(
                 quantization="nf4",
+                products="wide",
                 micro_batch=BATCH_SIZE,
-                checkpointing=False,
+                recomputed_blocks=0,
                 length=MAX_LENGTH,
                 trained_targets=shape.default_targets,
                 k=k,

@@ -214,8 +214,7 @@ def _memory(work: Workload, machine: Machine, execution: Execution) -> MemoryNee
         # short examples that learn much may come together
         labelled=min(tokens, work.batch_size * work.learned),
         computes_in_bf16=machine.computes_in_bf16,
-        has_fused=rates.lean.has_fused,
-        runtime_bytes=rates.lean.process_bytes,
+        rates=rates,
     )
 
 

@@ -7,16 +7,17 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from edge_sdk.base_model import LoadedBase, load_base, load_tokenizer, verify_layers
-from edge_sdk.data import Example, load_examples
 from edge_sdk.device import peak_rss_bytes
 from edge_sdk.errors import ModelError, OutOfMemory
+from edge_sdk.example import Example
+from edge_sdk.execution import ProductFormat, Quantization
 from edge_sdk.heap import allocate_exactly, release_freed_memory
-from edge_sdk.kernels import warm_up
 from edge_sdk.memory_guard import MemoryGuard, is_out_of_memory
 from edge_sdk.plan import Plan
 from edge_sdk.quantities import format_bytes
-from edge_sdk.training import LocalResult, train_round
+from edge_sdk.token_file import tokenized_examples
+from edge_sdk.trainable_base import load_trainable, warm_up_for
+from edge_sdk.training import LocalResult, TrainableBase, train_round
 from edge_sdk.wire.messages import Assignment, TaskSpec
 from edge_sdk.wire.payload import Arrays
 
@@ -45,7 +46,8 @@ class LocalTrainer:
         self._folder = folder
         self._data = data
         self._threads = threads
-        self._base: LoadedBase | None = None
+        self._base: TrainableBase | None = None
+        self._held: tuple[Quantization, ProductFormat] | None = None
         self.examples = self._read_examples(task.training.max_length)
 
     @property
@@ -68,20 +70,20 @@ class LocalTrainer:
         execution = plan.execution
         if execution.length < self.longest:
             self.examples = self._read_examples(execution.length)
-        if self._base is not None and self._base.quantization == execution.quantization:
+        held = (execution.quantization, execution.products)
+        if self._base is not None and self._held == held:
             return
         self._drop_base()
-        warm_up(execution.quantization, self._threads)
+        warm_up_for(self._folder, self._task.base, execution, self._threads)
         peak_before = peak_rss_bytes()
         log.info("loading the base model from %s as %s", self._folder, execution.quantization)
         failure = None
         with self._guard(plan) as guard:
             try:
-                self._base = load_base(
-                    self._folder, self._task.base, execution.quantization, self._threads
-                )
-                verify_layers(self._base, self._task.adapter)
-            except ModelError as error:
+                self._base = load_trainable(self._folder, self._task.base, execution, self._threads)
+                self._base.verify_layers(self._task.adapter)
+                self._held = held
+            except (ModelError, MemoryError, RuntimeError, OSError) as error:
                 if not _lacked_memory(error, plan, peak_before):
                     raise
                 failure = str(error).split("\n", 1)[0]
@@ -136,11 +138,10 @@ class LocalTrainer:
         release_freed_memory()
 
     def _read_examples(self, max_length: int) -> Sequence[Example]:
-        tokenizer = load_tokenizer(self._folder)
-        return load_examples(self._data, tokenizer, self._task.base, max_length)
+        return tokenized_examples(self._data, self._folder, self._task.base, max_length)
 
 
-def _lacked_memory(error: ModelError, plan: Plan, peak_before: int) -> bool:
+def _lacked_memory(error: Exception, plan: Plan, peak_before: int) -> bool:
     """Tell whether loading ran out of memory, which transformers does not always say."""
     peak_bytes = peak_rss_bytes()
     is_near = peak_bytes > peak_before and peak_bytes >= NEAR_BUDGET * plan.budget.memory_bytes

@@ -25,10 +25,15 @@ LIGHT_MODULES = [
     "edge_sdk.profiles",
     "edge_sdk.enrolment",
     "edge_sdk.memory_guard",
+    "edge_sdk.token_file",
+    "edge_sdk.example",
+    "edge_sdk.lean.eligibility",
+    "edge_sdk.lean.memory_need",
     "server",
     "server.cli",
     "server.app",
 ]
+TRAINING_MODULES = ["edge_sdk.local_trainer", "edge_sdk.trainable_base", "edge_sdk.lean.base"]
 SERVER_MAY_IMPORT = {
     "edge_sdk.errors",
     "edge_sdk.model_folder",
@@ -47,6 +52,9 @@ PURE = [
     "edge_sdk/memory.py",
     "edge_sdk/cost.py",
     "edge_sdk/plan.py",
+    "edge_sdk/example.py",
+    "edge_sdk/lean/eligibility.py",
+    "edge_sdk/lean/memory_need.py",
     "edge_sdk/model_shape.py",
     "edge_sdk/wire/messages.py",
     "edge_sdk/wire/payload.py",
@@ -59,11 +67,12 @@ IMPURE_MODULES = {"os", "pathlib", "time", "random", "socket", "requests", "sqla
 
 @pytest.mark.parametrize("module", LIGHT_MODULES)
 def test_light_module_imports_nothing_heavy(module):
-    script = f"import sys, {module}; print(*sorted({HEAVY!r} & sys.modules.keys()))"
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True
-    )
-    assert done.stdout.split() == []
+    assert _heavy_of(module) == set()
+
+
+@pytest.mark.parametrize("module", TRAINING_MODULES)
+def test_training_a_lean_base_imports_torch_and_nothing_else_heavy(module):
+    assert _heavy_of(module) == {"torch"}
 
 
 def test_public_names_import_without_torch():
@@ -111,6 +120,15 @@ def test_nothing_reads_or_writes_pickle():
     assert files
     named = {name.split(".")[0] for file in files for name in _imports(file)}
     assert named & {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"} == set()
+
+
+def _heavy_of(module: str) -> set[str]:
+    """Return what a fresh interpreter has loaded after importing a module."""
+    script = f"import sys, {module}; print(*sorted({HEAVY!r} & sys.modules.keys()))"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    return set(done.stdout.split())
 
 
 def _imports(file: Path) -> set[str]:

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from edge_sdk.example import Example
 from edge_sdk.lean.frozen import FrozenMatrix
-from edge_sdk.lean.llama import Llama
+from edge_sdk.lean.llama import HEAD, Llama
 from edge_sdk.lean.packing import pack
 from edge_sdk.lean.products import IntegerProducts, Operand, Products, WideProducts
 from edge_sdk.lean.ranks import Ranks
 
 LEAST_COSINE = 0.99
 """Between a layer's product of integers and its wide one, forward and backward."""
-_TOKENS = 128  # enough to meet the columns that stand out, few enough to need little memory
+_TOKENS = 96  # enough to meet the columns that stand out, few enough to need little memory
 
 
 class _ComparedProducts:
@@ -59,17 +60,22 @@ def layer_agreement(llama: Llama, ranks: Ranks, examples: Sequence[Example]) -> 
     workspace = llama.workspace
     integer, wide = IntegerProducts(workspace), WideProducts(workspace)
     llama.use_products({x: _ComparedProducts(integer, wide, y) for x, y in cosines.items()})
-    llama.add_gradients(pack(_few(examples)), ranks, 1.0)
+    batch = pack(_few(examples))
+    llama.add_gradients(batch, ranks, 1.0, recomputed=len(cosines))
     ranks.zero_gradients()
+    cosines[HEAD] = [llama.head_agreement(batch, ranks, integer)]
     # a layer in or below the first trained block may have no product going back
     return {name: min(found) for name, found in cosines.items()}
 
 
 def _few(examples: Sequence[Example]) -> list[Example]:
+    """Return the first examples, each up to its last learned token and not from too far before."""
     chosen, tokens = list[Example](), 0
     for example in examples:
-        if chosen and tokens + len(example.tokens) > _TOKENS:
+        end = int(np.flatnonzero(example.is_learned).max(initial=0)) + 1
+        if tokens + end > _TOKENS and chosen:
             break
-        chosen.append(example)
-        tokens += len(example.tokens)
+        cut = slice(max(0, end - _TOKENS), end)
+        chosen.append(Example(example.tokens[cut], example.is_learned[cut]))
+        tokens += len(chosen[-1].tokens)
     return chosen

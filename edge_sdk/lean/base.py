@@ -161,7 +161,7 @@ def open_lean_base(
     allocate_exactly()
     if threads is not None:
         torch.set_num_threads(threads)
-    prepared = open_prepared(folder, quantization, prepared_cache(), progress)
+    prepared = open_prepared(folder, quantization, prepared_cache(), progress, products)
     release_freed_memory()
     is_wide = quantization == "fp32" or not has_native_bf16()
     return LeanBase(

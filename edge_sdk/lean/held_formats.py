@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from edge_sdk.errors import ModelError
+from edge_sdk.execution import ProductFormat, Quantization
 from edge_sdk.lean.frozen import FrozenMatrix, Int8Matrix, Nf4Matrix, PlainMatrix
 from edge_sdk.lean.fused import NF4_BLOCK
 from edge_sdk.lean.nf4 import quantize_nf4
@@ -134,8 +135,12 @@ LINEAR_FORMATS: dict[str, HeldFormat] = {
 }
 """How the linear layers inside the blocks are held, by quantization."""
 
-OUTER_FORMATS = {"nf4": BF16, "int8": BF16, "bf16": BF16, "fp32": FP32}
-"""How the embedding and an untied head are held, by quantization."""
+
+def outer_format(quantization: Quantization, products: ProductFormat) -> HeldFormat:
+    """Return how the embedding and an untied head are held: in the format they multiply in."""
+    if products == "int8":
+        return LINEAR_FORMATS["int8"]
+    return FP32 if quantization == "fp32" else BF16
 
 
 def _refuse_not_finite(name: str, magnitudes: Tensor) -> None:

@@ -9,15 +9,16 @@ import psutil
 import torch
 
 from edge_sdk.heap import release_freed_memory
-from edge_sdk.lean.frozen import Int8Matrix, Nf4Matrix, PlainMatrix
-from edge_sdk.lean.fused import gate_backward, gate_forward, library, nf4_to_int8, quantize_rows
+from edge_sdk.lean.frozen import FrozenMatrix, Int8Matrix, Nf4Matrix, PlainMatrix
+from edge_sdk.lean.fused import gate_backward, gate_forward, library
 from edge_sdk.lean.kernels import tiny_lean_round, why_integers_unusable
 from edge_sdk.lean.nf4 import quantize_nf4
 from edge_sdk.lean.products import IntegerProducts, Operand
 from edge_sdk.lean.rates import LeanRates
 from edge_sdk.lean.workspace import Workspace
 
-_ROWS, _IN, _OUT = 256, 768, 2048
+_ROWS, _FEW_ROWS, _IN, _OUT = 256, 16, 768, 2048
+_FASTEST = 100e9  # numbers per second, where two times cannot be told apart
 _MOVED_ROWS = 512
 _TRIES = 3
 _FEW_BLOCKS, _MANY_BLOCKS, _EXAMPLES = 2, 6, 5
@@ -34,23 +35,33 @@ def measure_lean(half_rate_rows: float, compute: torch.dtype) -> LeanRates:
     block_s, example_s = _overheads_s()
     int8_flops_per_s = _int8_flops_per_s() * (1 + half_rate_rows / _ROWS)
     process_bytes = resident_bytes()  # by now everything was used once
-    weight = 0.05 * torch.arange(_OUT * float(_IN)).sin().reshape(_OUT, _IN)
-    nf4 = Nf4Matrix(*quantize_nf4(weight), _OUT, _IN)
-    int8 = Int8Matrix(torch.ones(_OUT, _IN, dtype=torch.int8), torch.ones(_OUT))
-    bf16 = PlainMatrix(weight.to(torch.bfloat16))
-    wide = weight.to(compute)
+    weights = _weights()
+    wide = torch.empty(_OUT, _IN, dtype=compute)
+    found = library()
     return LeanRates(
         int8_flops_per_s=int8_flops_per_s,
-        nf4_widened_per_s=_numbers_per_s(lambda: nf4.widen(wide)),
-        nf4_to_int8_per_s=_numbers_per_s(_turning(nf4)),
-        int8_widened_per_s=_numbers_per_s(lambda: int8.widen(wide)),
-        bf16_widened_per_s=_numbers_per_s(lambda: bf16.widen(wide)),
+        nf4_widened_per_s=_numbers_per_s(lambda: weights["nf4"].widen(wide)),
+        int8_widened_per_s=_numbers_per_s(lambda: weights["int8"].widen(wide)),
+        bf16_widened_per_s=_numbers_per_s(lambda: weights["bf16"].widen(wide)),
+        nf4_to_int8_per_s=_turned_per_s(weights["nf4"], weights["int8"]),
         moved_bytes_per_s=_moved_bytes_per_s(),
         block_overhead_s=block_s,
         example_overhead_s=example_s,
-        has_fused=library() is not None,
         process_bytes=process_bytes,
+        has_fused=found is not None,
+        multiplies_integers=found is not None and found.multiplies_integers,
     )
+
+
+def _weights() -> dict[str, FrozenMatrix]:
+    """Return one weight in the formats that are decoded."""
+    weight = 0.05 * torch.arange(_OUT * float(_IN)).sin().reshape(_OUT, _IN)
+    scale = weight.abs().amax(dim=1) / 127
+    return {
+        "nf4": Nf4Matrix(*quantize_nf4(weight), _OUT, _IN),
+        "int8": Int8Matrix((weight / scale[:, None]).round_().to(torch.int8), scale),
+        "bf16": PlainMatrix(weight.to(torch.bfloat16)),
+    }
 
 
 def resident_bytes() -> int:
@@ -74,33 +85,32 @@ def _numbers_per_s(work: Callable[[], object]) -> float:
     return _IN * _OUT / fastest_s(work)
 
 
-def _turning(weight: Nf4Matrix) -> Callable[[], object]:
-    """Return what turns a weight to integers, as products of integers do."""
-    values, scale = torch.empty(_OUT, _IN, dtype=torch.int8), torch.empty(_OUT)
-    wide = torch.empty(_OUT, _IN)
+def _turned_per_s(weight: FrozenMatrix, integers: FrozenMatrix) -> float:
+    """Return how fast products of few rows turn a weight to integers, by what they take longer."""
+    longer_s = _integer_products_s(weight, _FEW_ROWS) - _integer_products_s(integers, _FEW_ROWS)
+    return min(_FASTEST, 2 * _IN * _OUT / max(1e-9, longer_s))
 
-    def turn() -> None:
-        if not nf4_to_int8(weight.packed, weight.absmax, values, scale):
-            quantize_rows(weight.widen(wide), None, values, scale)
 
-    return turn
+def _integer_products_s(weight: FrozenMatrix, rows: int) -> float:
+    """Return the seconds of both products, turning what they multiply to integers included."""
+    workspace = Workspace()
+    products = IntegerProducts(workspace)
+    x, g = torch.ones(rows, _IN), torch.ones(rows, _OUT)
+    y, dx = torch.empty(rows, _OUT), torch.empty(rows, _IN)
+
+    def both() -> None:
+        products.forward(Operand(x, workspace), weight, y, is_added=False)
+        products.backward(g, weight, dx, is_added=False)
+
+    return fastest_s(both)
 
 
 def _int8_flops_per_s() -> float:
-    """Return the rate of both products, turning what they multiply to integers included."""
+    """Return the rate of products of integers; 0 if they are of no use."""
     if why_integers_unusable() is not None:
         return 0.0
     weight = Int8Matrix(torch.ones(_OUT, _IN, dtype=torch.int8), torch.ones(_OUT))
-    workspace = Workspace()
-    products = IntegerProducts(workspace)
-    x, g = torch.ones(_ROWS, _IN), torch.ones(_ROWS, _OUT)
-    y, dx = torch.zeros(_ROWS, _OUT), torch.zeros(_ROWS, _IN)
-
-    def both() -> None:
-        products.add_forward(Operand(x, workspace), weight, y)
-        products.add_backward(g, weight, dx)
-
-    return 4 * _ROWS * _IN * _OUT / fastest_s(both)
+    return 4 * _ROWS * _IN * _OUT / _integer_products_s(weight, _ROWS)
 
 
 def _moved_bytes_per_s() -> float:

@@ -16,7 +16,7 @@ from edge_sdk.example import Example
 from edge_sdk.execution import ProductFormat
 from edge_sdk.lean.architecture import read_architecture
 from edge_sdk.lean.base import LeanBase
-from edge_sdk.lean.frozen import FrozenMatrix, Nf4Matrix, PlainMatrix
+from edge_sdk.lean.frozen import FrozenMatrix, Int8Matrix, Nf4Matrix, PlainMatrix
 from edge_sdk.lean.nf4 import quantize_nf4
 from edge_sdk.lean.prepared import PreparedBase
 from edge_sdk.lean.products import IntegerProducts, Operand
@@ -26,7 +26,9 @@ from edge_sdk.wire.messages import AdapterSpec, TrainingSpec
 from edge_sdk.wire.payload import adapter_shapes
 
 _LARGE = 512
-_ROWS, _IN, _OUT = 32, 128, 64
+_ROWS = 32
+_SIZES = ((64, 128), (48, 96))  # of whole panels, and not
+_LARGEST = 127
 _TOLERANCE = 0.1  # of a product, relative to its largest number: both sides are rounded
 _FAILURES = (RuntimeError, AttributeError, NotImplementedError, ValueError)
 _TINY: dict[str, Any] = {
@@ -58,34 +60,45 @@ def lean_warm_up(products: ProductFormat, threads: int) -> None:
 
 
 def why_integers_unusable() -> str | None:
-    """Multiply integers once forward and backward, and check the numbers."""
-    weight = torch.arange(_OUT * float(_IN)).sin().reshape(_OUT, _IN)
-    held = Nf4Matrix(*quantize_nf4(weight), _OUT, _IN)
-    exact = held.widen(torch.empty(_OUT, _IN))
-    x = torch.linspace(-1, 1, _ROWS * _IN).reshape(_ROWS, _IN)
-    g = torch.linspace(1, 2, _ROWS * _OUT).cos().reshape(_ROWS, _OUT)
-    y, dx = torch.zeros(_ROWS, _OUT), torch.zeros(_ROWS, _IN)
+    """Multiply integers once forward and backward, in every way there is, and check the numbers."""
     try:
-        workspace = Workspace()
-        products = IntegerProducts(workspace)
-        products.add_forward(Operand(x, workspace), held, y)
-        products.add_backward(g, held, dx)
-        is_exact = _is_exact()
+        is_right = all(_is_exact(d_out, d_in) and _is_near(d_out, d_in) for d_out, d_in in _SIZES)
     except _FAILURES as error:
         return str(error).strip().split("\n", 1)[0] or type(error).__name__
-    if not (is_exact and _agree(y, x @ exact.T) and _agree(dx, g @ exact)):
-        return "they give wrong numbers"
-    return None
+    return None if is_right else "they give wrong numbers"
 
 
-def _is_exact() -> bool:
+def _is_exact(d_out: int, d_in: int) -> bool:
     """Multiply the largest integers: some kernels add them up in fewer bits than it takes."""
-    left = torch.full((_ROWS, _IN), 127, dtype=torch.int8)
-    right = torch.full((_OUT, _IN), -127, dtype=torch.int8)
-    right[::2] = 127
-    products = (torch._int_mm(left, right.T), torch._int_mm(right, left.T.contiguous()))
-    expected = (left.int() @ right.int().T, right.int() @ left.int().T)
-    return all(map(torch.equal, products, expected))
+    values = torch.full((d_out, d_in), -_LARGEST, dtype=torch.int8)
+    values[: d_out // 4] = _LARGEST
+    weight = Int8Matrix(values, torch.ones(d_out))
+    x, g = torch.full((_ROWS, d_in), float(_LARGEST)), torch.full((_ROWS, d_out), -float(_LARGEST))
+    y, dx = _multiplied(x, g, weight)
+    exact = values.float()
+    return torch.equal(y, x @ exact.T) and torch.equal(dx, g @ exact)
+
+
+def _is_near(d_out: int, d_in: int) -> bool:
+    """Multiply numbers that are rounded on both sides."""
+    wide = torch.arange(d_out * float(d_in)).sin().reshape(d_out, d_in)
+    weight = Nf4Matrix(*quantize_nf4(wide), d_out, d_in)
+    weight.widen(wide)
+    x = torch.linspace(-1, 1, _ROWS * d_in).reshape(_ROWS, d_in)
+    g = torch.linspace(1, 2, _ROWS * d_out).cos().reshape(_ROWS, d_out)
+    y, dx = _multiplied(x, g, weight)
+    return _agree(y, x @ wide.T) and _agree(dx, g @ wide)
+
+
+def _multiplied(x: Tensor, g: Tensor, weight: FrozenMatrix) -> tuple[Tensor, Tensor]:
+    """Return ``x W^T`` and ``g W`` from products of integers."""
+    d_out, d_in = weight.shape
+    y, dx = torch.empty(_ROWS, d_out), torch.empty(_ROWS, d_in)
+    workspace = Workspace()
+    products = IntegerProducts(workspace)
+    products.forward(Operand(x, workspace), weight, y, is_added=False)
+    products.backward(g, weight, dx, is_added=False)
+    return y, dx
 
 
 def _agree(found: Tensor, expected: Tensor) -> bool:

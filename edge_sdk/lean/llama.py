@@ -132,6 +132,20 @@ class Llama:
             self._backward(layer, gradient, batch, ranks, own, is_first=layer == first)
         return loss
 
+    def head_agreement(self, batch: PackedBatch, ranks: Ranks, products: IntegerProducts) -> float:
+        """Return the cosine of the gradients the head gives with and without integers."""
+        ranks.narrow(self._dtype)
+        h = self._embedded(batch)
+        for layer in range(self._layers):
+            self._forward(layer, h, batch, ranks, _SCRATCH)
+        found = []
+        for chosen in (None, products):
+            self._head_products = chosen
+            gradient = self._take("stream gradient", h.shape)
+            self._head(h, batch, gradient, 1.0)
+            found.append(gradient.flatten().clone())
+        return float(torch.cosine_similarity(found[0], found[1], dim=0))
+
     @property
     def linear_names(self) -> list[str]:
         """Names of the linear layers inside the blocks."""

@@ -14,6 +14,7 @@ from itertools import takewhile
 from edge_sdk.execution import Execution, Quantization
 from edge_sdk.memory import MemoryNeed, activation_bytes, adapter_parameters
 from edge_sdk.model_shape import ModelShape
+from edge_sdk.rates import Rates
 from edge_sdk.wire.messages import LayerSpec
 
 TRAINED_BYTES = 20  # per trained number: as received, value, gradient, two moments
@@ -21,9 +22,11 @@ FROZEN_BYTES = 8  # per number that is not trained: as received, value
 UPDATE_BYTES = 8  # per number, at the end of a round: its last value, its update
 _NF4_BLOCK = 64  # weights that share a magnitude in fp32
 _LOSS_ROWS, _LOSS_BLOCK = 1024, 4096  # positions, and rows of the head, that are worked on at once
+_INTEGER_LOSS_BLOCK = 1024
+_PANEL = 64  # columns of a product of integers that a thread computes together
 _PLAIN_TEMPORARIES = 5  # of the gate's size, where its gradient is not computed in one pass
 _COMPARED = 6  # tensors of a layer's size while two formats of its product are compared
-_COMPARED_TOKENS = 128
+_COMPARED_TOKENS = 96
 _INPUT_OF = {
     "q_proj": "queries",
     "k_proj": "queries",
@@ -45,8 +48,7 @@ def lean_memory_need(
     *,
     labelled: int,
     computes_in_bf16: bool,
-    has_fused: bool,
-    runtime_bytes: int,
+    rates: Rates,
 ) -> MemoryNeed:
     """Predict the peak memory of training by the hand-written passes.
 
@@ -56,8 +58,7 @@ def lean_memory_need(
         execution: How it is trained.
         labelled: Places of a batch that predict something, at most.
         computes_in_bf16: Activations are bf16 unless the base is fp32.
-        has_fused: The compiled kernels are there.
-        runtime_bytes: Resident memory of the libraries, before a model is opened.
+        rates: Of the device: the memory of its process, and which kernels it has.
     """
     passes = Passes(
         shape=shape,
@@ -66,17 +67,21 @@ def lean_memory_need(
         tokens=tokens_at_once(execution.micro_batch, execution.length),
         labelled=labelled,
         wide=activation_bytes(execution.quantization, computes_in_bf16),
-        has_fused=has_fused,
+        threads=rates.threads,
+        has_fused=rates.lean.has_fused,
+        multiplies_integers=rates.lean.multiplies_integers,
     )
     trained = [x for x in layers if x.ending in execution.trained_targets]
     every = adapter_parameters(layers, execution.k)
     numbers = adapter_parameters(trained, execution.k)
-    narrowed = 2 * every if passes.wide == 2 else 0
+    # ranks in the format of the activations, and B turned the other way round
+    turned = execution.k * sum(layer.d_out for layer in layers)
+    narrowed = 2 * every if passes.wide == 2 else 4 * turned
     adapter = TRAINED_BYTES * numbers + FROZEN_BYTES * (every - numbers) + narrowed
     need = MemoryNeed(
-        runtime=runtime_bytes,
+        runtime=rates.lean.process_bytes,
         base=base_bytes(shape, execution.quantization),
-        embeddings=outer_bytes(execution.quantization) * shape.embedding_parameters,
+        embeddings=embedding_bytes(shape, execution),
         adapter=adapter,
         activations=passes.kept_bytes + passes.statistics_bytes,
         workspace=passes.passing_bytes + passes.transient_bytes,
@@ -100,9 +105,18 @@ def base_bytes(shape: ModelShape, quantization: Quantization) -> int:
     return norms + sum(-(-n // 2) + 4 * -(-n // _NF4_BLOCK) for n in numbers)
 
 
-def outer_bytes(quantization: Quantization) -> int:
-    """Return the bytes per number of the embedding and the output head."""
-    return 4 if quantization == "fp32" else 2
+def embedding_bytes(shape: ModelShape, execution: Execution) -> int:
+    """Return the bytes of the embedding and an untied output head."""
+    numbers = shape.embedding_parameters
+    scales = 4 * numbers // shape.hidden_size if execution.products == "int8" else 0
+    return outer_bytes(execution) * numbers + scales
+
+
+def outer_bytes(execution: Execution) -> int:
+    """Return the bytes per number of the embedding and the output head, scales aside."""
+    if execution.products == "int8":
+        return 1
+    return 4 if execution.quantization == "fp32" else 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,7 +130,9 @@ class Passes:
         tokens: Of a packed batch, at most.
         labelled: Places of them that predict something, at most.
         wide: Bytes per number in activations.
+        threads: CPU threads.
         has_fused: The compiled kernels are there.
+        multiplies_integers: They also multiply integers, without a copy of the weight.
     """
 
     shape: ModelShape
@@ -125,7 +141,9 @@ class Passes:
     tokens: int
     labelled: int
     wide: int
+    threads: int
     has_fused: bool
+    multiplies_integers: bool
 
     @property
     def workspace_bytes(self) -> int:
@@ -163,22 +181,34 @@ class Passes:
     def loss_bytes(self) -> int:
         """What the output head and the loss work in."""
         d, wide = self.shape.hidden_size, self.wide
-        rows, block = min(self.labelled, _LOSS_ROWS), min(_LOSS_BLOCK, self.shape.vocab_size)
-        is_narrow = wide == 2
+        rows = min(self.labelled, _LOSS_ROWS)
         chosen = 3 * self.labelled * d * wide
-        head = block * d * wide * (outer_bytes(self.execution.quantization) != wide)
+        summed, targets = 4 * rows * d, wide * rows * d
+        if self.has_integer_head:
+            block = min(_INTEGER_LOSS_BLOCK, self.shape.vocab_size)
+            return chosen + summed + targets + 4 * rows * block + rows * (d + 4)
+        block = min(_LOSS_BLOCK, self.shape.vocab_size)
+        is_narrow = wide == 2
+        head = block * d * wide * (outer_bytes(self.execution) != wide)
         scratch = 4 * rows * (max(block, d) if is_narrow else block)
         narrow = 2 * rows * (block + d) * is_narrow
-        summed, targets = 4 * rows * d, wide * rows * d
-        return chosen + head + scratch + narrow + summed + targets
+        return chosen + summed + targets + head + scratch + narrow
+
+    @property
+    def has_integer_head(self) -> bool:
+        """Whether the output head is multiplied in integers, too."""
+        is_whole = self.shape.vocab_size % _PANEL == 0 and self.shape.hidden_size % _PANEL == 0
+        return self.execution.products == "int8" and self.multiplies_integers and is_whole
 
     @property
     def transient_bytes(self) -> int:
         """What single operations allocate and free; the largest of them."""
-        shape, outer = self.shape, outer_bytes(self.execution.quantization)
+        shape, outer = self.shape, outer_bytes(self.execution)
         longest = max(1, self.execution.length - 1)
         attention = 3 * longest * shape.q_size * self.wide  # keys spread over the query heads
         converted = outer if outer != self.wide else 0
+        if outer == 1:
+            converted = self.wide  # before its scale is multiplied in
         rows = self.tokens * shape.hidden_size * (self.wide + converted)
         is_plain = self.wide == 2 or not self.has_fused
         gate = _PLAIN_TEMPORARIES * self.tokens * shape.intermediate_size * self.wide
@@ -233,21 +263,43 @@ class Passes:
 
         With products of integers some layers are taken to keep wide ones.
         """
-        quantization = self.execution.quantization
-        linears = self.shape.linears[: len(self.shape.linears) // self.shape.num_layers]
+        quantization, shape = self.execution.quantization, self.shape
+        linears = shape.linears[: len(shape.linears) // shape.num_layers]
         largest = max(layer.d_in * layer.d_out for layer in linears)
         is_held_wide = (quantization, self.wide) in (("fp32", 4), ("bf16", 2))
         weight = 0 if is_held_wide else largest * self.wide
         if self.execution.products == "wide":
             return weight
-        side = max(max(layer.d_in, layer.d_out) for layer in linears)
-        activations = self.tokens * (5 * side + 4)  # int8 and its int32 product, a scale per row
-        if quantization != "nf4":
-            return weight + activations
-        is_plain = not self.has_fused or any(x.d_in % _NF4_BLOCK for x in linears)
-        weight = max(weight, 4 * largest * is_plain)
-        rows = max(layer.d_out for layer in linears)
-        return weight + activations + largest + 4 * rows
+        copied = [x for x in linears if not self._is_whole(x)]
+        if copied and quantization != "int8":
+            size = max(x.d_in * x.d_out for x in copied)
+            weight = max(weight, 4 * size) + size
+        result = 4 * self.tokens * max((_side(x) for x in copied), default=0)
+        side = max(map(_side, linears))
+        integers = max(self.tokens * side, self._head_factors)
+        return weight + result + integers + 4 * self.tokens + self._panel_bytes(linears)
+
+    @property
+    def _head_factors(self) -> int:
+        """Numbers of one block of logits, whose gradient is multiplied in integers."""
+        block = min(_INTEGER_LOSS_BLOCK, self.shape.vocab_size)
+        return min(self.labelled, _LOSS_ROWS) * block * self.has_integer_head
+
+    def _panel_bytes(self, linears: Sequence[LayerSpec]) -> int:
+        """Return what the threads lay weights out in for products without a copy."""
+        sides = [_side(layer) for layer in linears if self._is_whole(layer)]
+        if self.has_integer_head:
+            block = min(_INTEGER_LOSS_BLOCK, self.shape.vocab_size)
+            sides.append(max(block, self.shape.hidden_size))
+        return self.threads * _PANEL * max(sides, default=0)
+
+    def _is_whole(self, layer: LayerSpec) -> bool:
+        """Tell whether a layer is multiplied in integers without a copy of its weight."""
+        return self.multiplies_integers and layer.d_in % _PANEL == layer.d_out % _PANEL == 0
+
+
+def _side(layer: LayerSpec) -> int:
+    return max(layer.d_in, layer.d_out)
 
 
 def _block_of(layer: LayerSpec) -> int:
@@ -255,14 +307,17 @@ def _block_of(layer: LayerSpec) -> int:
 
 
 def _comparing_bytes(passes: Passes, numbers: int) -> int:
-    """Return what comparing products takes beyond a step; it keeps every block, but no moments."""
+    """Return what comparing products on a few tokens takes beyond a step, without moments yet.
+
+    Every block is computed again, and the head is tried in both formats.
+    """
     if passes.execution.products == "wide":
         return 0
-    length = max(1, passes.execution.length - 1)
-    tokens = max(length, _COMPARED_TOKENS)
-    way = replace(passes.execution, recomputed_blocks=0)
+    shape, tokens = passes.shape, _COMPARED_TOKENS
+    way = replace(passes.execution, recomputed_blocks=shape.num_layers)
     comparing = replace(passes, execution=way, tokens=tokens, labelled=tokens)
-    compared = _COMPARED * tokens * passes.shape.intermediate_size * passes.wide
-    held = comparing.workspace_bytes + comparing.statistics_bytes + compared
+    wide_head = replace(comparing, multiplies_integers=False).loss_bytes
+    compared = _COMPARED * tokens * shape.intermediate_size * passes.wide
+    held = comparing.workspace_bytes + comparing.statistics_bytes + wide_head + compared
     step = passes.workspace_bytes + passes.statistics_bytes + passes.transient_bytes
     return held - step - 8 * numbers

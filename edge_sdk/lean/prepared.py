@@ -10,9 +10,9 @@ from typing import Any
 from torch import Tensor
 
 from edge_sdk.errors import ConfigError
-from edge_sdk.execution import Quantization
+from edge_sdk.execution import ProductFormat, Quantization
 from edge_sdk.lean.frozen import FrozenMatrix
-from edge_sdk.lean.held_formats import FP32, LINEAR_FORMATS, OUTER_FORMATS, HeldFormat
+from edge_sdk.lean.held_formats import FP32, LINEAR_FORMATS, HeldFormat, outer_format
 from edge_sdk.lean.source import SourceModel
 from edge_sdk.lean.tensor_file import (
     Layout,
@@ -57,7 +57,11 @@ class PreparedBase:
 
 
 def prepare_base(
-    folder: Path, quantization: Quantization, prepared: Path, progress: Progress | None = None
+    folder: Path,
+    quantization: Quantization,
+    prepared: Path,
+    progress: Progress | None = None,
+    products: ProductFormat = "wide",
 ) -> Path:
     """Write a model's prepared file, unless it is there already; return its path.
 
@@ -69,17 +73,22 @@ def prepare_base(
         quantization: Number format of the linear layers inside the blocks.
         prepared: The file to write; one that is damaged or of another model is replaced.
         progress: Told how far it is.
+        products: Format of the products; embedding and head are held in it.
 
     Raises:
         ConfigError: An unknown quantization.
         ModelError: The model cannot be used; nothing is written.
         StorageError: The file cannot be written; nothing is left of the attempt.
     """
-    return _prepare(SourceModel(folder), quantization, prepared, progress)
+    return _prepare(SourceModel(folder), quantization, prepared, progress, products)
 
 
 def open_prepared(
-    folder: Path, quantization: Quantization, cache: Path, progress: Progress | None = None
+    folder: Path,
+    quantization: Quantization,
+    cache: Path,
+    progress: Progress | None = None,
+    products: ProductFormat = "wide",
 ) -> PreparedBase:
     """Map a model's prepared file, after preparing it if it is absent, damaged or out of date.
 
@@ -91,6 +100,7 @@ def open_prepared(
         quantization: Number format of the linear layers inside the blocks.
         cache: Folder of prepared files, made if need be.
         progress: Told how far preparing is.
+        products: Format of the products; embedding and head are held in it.
 
     Raises:
         ConfigError: An unknown quantization.
@@ -98,12 +108,12 @@ def open_prepared(
         StorageError: The prepared file cannot be written.
     """
     source = SourceModel(folder)
-    formats = _formats(source, quantization)
+    formats = _formats(source, quantization, products)
     if _is_held_already(source, formats):
         get, path = source.tensor, folder
     else:
-        name = f"{source.digest[:_DIGEST_LETTERS]}-{quantization}.safetensors"
-        path = _prepare(source, quantization, cache / name, progress)
+        name = f"{source.digest[:_DIGEST_LETTERS]}-{quantization}-{products}.safetensors"
+        path = _prepare(source, quantization, cache / name, progress, products)
         get = MappedFile(path).tensor
     shapes = source.linears | source.outer
     return PreparedBase(
@@ -116,9 +126,13 @@ def open_prepared(
 
 
 def _prepare(
-    source: SourceModel, quantization: Quantization, prepared: Path, progress: Progress | None
+    source: SourceModel,
+    quantization: Quantization,
+    prepared: Path,
+    progress: Progress | None,
+    products: ProductFormat,
 ) -> Path:
-    formats = _formats(source, quantization)
+    formats = _formats(source, quantization, products)
     layout = Layout(
         _specs(source, formats),
         {"version": _FORMAT_VERSION, "quantization": quantization, "source": source.digest},
@@ -130,13 +144,16 @@ def _prepare(
     return prepared
 
 
-def _formats(source: SourceModel, quantization: Quantization) -> dict[str, HeldFormat]:
+def _formats(
+    source: SourceModel, quantization: Quantization, products: ProductFormat
+) -> dict[str, HeldFormat]:
     """Return how each matrix is held, by module name."""
     if quantization not in LINEAR_FORMATS:
         raise ConfigError(
             f"quantization {quantization!r} is not one of {', '.join(LINEAR_FORMATS)}"
         )
-    formats: dict[str, HeldFormat] = dict.fromkeys(source.outer, OUTER_FORMATS[quantization])
+    outer = outer_format(quantization, products)
+    formats: dict[str, HeldFormat] = dict.fromkeys(source.outer, outer)
     return formats | dict.fromkeys(source.linears, LINEAR_FORMATS[quantization])
 
 

@@ -21,7 +21,7 @@ class LeanRates:
         int8_flops_per_s: Products of integers forward and backward, turning activations to
             integers included, many rows; 0 if they give wrong numbers or do not work here.
         nf4_widened_per_s: NF4 weights brought into the format of activations, in numbers.
-        nf4_to_int8_per_s: NF4 weights turned to integers.
+        nf4_to_int8_per_s: NF4 weights turned to integers within a product.
         int8_widened_per_s: Integer weights brought into the format of activations.
         bf16_widened_per_s: The same of bf16 weights, where activations are fp32.
         moved_bytes_per_s: Reading and writing memory that is in use already.
@@ -29,6 +29,7 @@ class LeanRates:
         example_overhead_s: One example more in a block, apart from its numbers.
         process_bytes: Resident memory of the libraries after their first use.
         has_fused: The compiled kernels are there.
+        multiplies_integers: They also multiply integers here, without a copy of the weight.
     """
 
     int8_flops_per_s: float
@@ -41,6 +42,7 @@ class LeanRates:
     example_overhead_s: float
     process_bytes: int
     has_fused: bool
+    multiplies_integers: bool
 
     def decoding_s(
         self, quantization: Quantization, products: ProductFormat, compute: int
@@ -80,4 +82,5 @@ def assumed_lean_rates(cores: int, slowness: float = 1.0) -> LeanRates:
         example_overhead_s=_ASSUMED_EXAMPLE_S * max(1.0, slowness),
         process_bytes=_PROCESS_BYTES,
         has_fused=True,
+        multiplies_integers=True,
     )

@@ -125,7 +125,9 @@ class _Step:
         rows = min(LOSS_ROWS, math.ceil(labelled / self._parts))
         traffic = labelled * self.shape.vocab_size * LOGIT_TRAFFIC
         moving = traffic / self.rates.lean.moved_bytes_per_s
-        return flops / self._wide_rate(rows) + moving
+        is_integer = self._has_integer_head
+        rate = self.rates.int8_flops_per_s(rows) if is_integer else self._wide_rate(rows)
+        return flops / rate + moving
 
     @property
     def decoding_s(self) -> float:
@@ -133,10 +135,12 @@ class _Step:
         lean, execution = self.rates.lean, self.execution
         per_number = lean.decoding_s(execution.quantization, execution.products, self.compute)
         body = self.linear_numbers * self._passes * self._parts * per_number
-        if outer_bytes(execution.quantization) == self.compute:
-            return body
         chunks = math.ceil(self.batch_size * self._labelled / self._parts / LOSS_ROWS)
-        return body + self._head_numbers * chunks * self._parts / lean.bf16_widened_per_s
+        head = self._head_numbers * chunks * self._parts
+        outer = outer_bytes(execution)
+        if self._has_integer_head or outer == self.compute:
+            return body
+        return body + head / (lean.int8_widened_per_s if outer == 1 else lean.bf16_widened_per_s)
 
     @property
     def moved_bytes(self) -> float:
@@ -152,6 +156,11 @@ class _Step:
         lean, again = self.rates.lean, self._passes / 2
         starts = self._parts * lean.block_overhead_s + self.batch_size * lean.example_overhead_s
         return starts * self.shape.num_layers * again
+
+    @property
+    def _has_integer_head(self) -> bool:
+        is_integer = self.execution.products == "int8" and self.rates.lean.multiplies_integers
+        return is_integer and self.shape.vocab_size % 64 == self.shape.hidden_size % 64 == 0
 
     @property
     def _length(self) -> int:

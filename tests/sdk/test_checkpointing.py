@@ -79,29 +79,29 @@ def check_same(one: LocalResult, other: LocalResult) -> None:
         assert np.abs(array).max() > 0
 
 
-def test_a_checkpointed_update_is_the_plain_one_bit_for_bit(trainee):
-    check_same(trainee.train(checkpointing=True), trainee.train())
+@pytest.mark.parametrize("count", [1, LAYERS, LAYERS + 1])
+def test_a_checkpointed_update_is_the_plain_one_bit_for_bit(trainee, count):
+    check_same(trainee.train(recomputed_blocks=count), trainee.train())
 
 
 @pytest.mark.parametrize("quantization", ["nf4", "bf16"])
 def test_a_checkpointed_narrow_base_gives_the_plain_update(tmp_path, quantization):
     trainee = Trainee(tmp_path, "llama", quantization)
-    check_same(trainee.train(checkpointing=True), trainee.train())
+    check_same(trainee.train(recomputed_blocks=LAYERS), trainee.train())
 
 
 def test_micro_batches_and_checkpoints_go_together(trainee):
-    both = trainee.train(checkpointing=True, micro_batch=3)
+    both = trainee.train(recomputed_blocks=LAYERS, micro_batch=3)
     check_same(both, trainee.train(micro_batch=3))
 
 
-def test_every_block_is_computed_once_more_and_only_then(llama):
-    calls = []
-    for block in llama.base.model.model.layers:
-        block.mlp.register_forward_pre_hook(lambda *_: calls.append(1))
-    llama.train()
-    plain = len(calls)
-    llama.train(checkpointing=True)
-    assert (plain, len(calls) - plain) == (3 * LAYERS, 2 * 3 * LAYERS)
+@pytest.mark.parametrize("count", [0, 1, 3, LAYERS])
+def test_the_first_blocks_are_computed_once_more_and_only_then(llama, count):
+    calls = [0] * LAYERS
+    for i, block in enumerate(llama.base.model.model.layers):
+        block.mlp.register_forward_pre_hook(lambda *_, i=i: calls.__setitem__(i, calls[i] + 1))
+    llama.train(recomputed_blocks=count)
+    assert calls == [2 * 3] * count + [3] * (LAYERS - count)
 
 
 def test_the_model_is_as_before_after_training_and_after_an_error(trainee):
@@ -114,10 +114,10 @@ def test_the_model_is_as_before_after_training_and_after_an_error(trainee):
         during.extend(forwards(model))
         raise RuntimeError("in the middle")
 
-    trainee.train(checkpointing=True)
+    trainee.train(recomputed_blocks=LAYERS)
     assert forwards(model) == before
     with pytest.raises(RuntimeError, match="in the middle"):
-        trainee.train(fail, checkpointing=True)
+        trainee.train(fail, recomputed_blocks=LAYERS)
     assert sum(forward is not None for forward in during) == LAYERS
     assert forwards(model) == before
     assert all(a is b for a, b in zip(model.modules(), modules, strict=True))
@@ -126,9 +126,12 @@ def test_the_model_is_as_before_after_training_and_after_an_error(trainee):
 def test_blocks_keep_nothing_but_their_input_for_the_backward_pass(trainee):
     """What autograd saves outside the blocks is what a model without blocks would save."""
     plain = kept_bytes(trainee)
-    with checkpointed_blocks(trainee.base.model):
-        checkpointed = kept_bytes(trainee)
-    assert 0 < checkpointed < plain / LAYERS
+    found = [plain]
+    for count in (1, LAYERS):
+        with checkpointed_blocks(trainee.base.model, count):
+            found.append(kept_bytes(trainee))
+    assert 0 < found[2] < plain / LAYERS
+    assert found[2] < found[1] < plain
 
 
 def kept_bytes(trainee: Trainee) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,8 @@ import pytest
 import torch
 
 from edge_sdk.example import Example
+from edge_sdk.execution import Execution
+from edge_sdk.lean.agreement import layer_agreement
 from edge_sdk.lean.architecture import read_architecture
 from edge_sdk.lean.frozen import FrozenMatrix, Int8Matrix, Nf4Matrix, PlainMatrix
 from edge_sdk.lean.fused import library
@@ -16,19 +19,20 @@ from edge_sdk.lean.llama import Frozen, Llama, input_groups
 from edge_sdk.lean.memory_need import (
     Passes,
     base_bytes,
+    embedding_bytes,
     lean_memory_need,
-    outer_bytes,
     tokens_at_once,
 )
 from edge_sdk.lean.nf4 import quantize_nf4
 from edge_sdk.lean.packing import pack
 from edge_sdk.lean.prepared import open_prepared
 from edge_sdk.lean.ranks import Ranks
-from edge_sdk.memory import MemoryNeed
+from edge_sdk.memory import MemoryNeed, adapter_parameters
+from edge_sdk.model_folder import read_config
 from edge_sdk.model_shape import ModelShape, read_shape
 from edge_sdk.wire.messages import AdapterSpec
 from edge_sdk.wire.payload import adapter_shapes
-from tests.sdk.workloads import execution, llama_shape
+from tests.sdk.workloads import RATES, execution, llama_shape
 from tests.tiny_model import save_tiny_llama
 
 TINY: dict[str, Any] = {
@@ -42,20 +46,24 @@ TINY: dict[str, Any] = {
     "tie_word_embeddings": True,
 }
 LENGTH = 17
-FUSED = library() is not None
+FUSED = library()
 
 
-def frozen_of(shape: ModelShape, quantization: str, is_tied: bool) -> Frozen:
+def frozen_of(shape: ModelShape, way: Execution, is_tied: bool) -> Frozen:
     """Random weights in a number format."""
     torch.manual_seed(0)
-    outer = torch.float32 if quantization == "fp32" else torch.bfloat16
+    outer = "bf16" if way.quantization != "fp32" else "fp32"
+    if way.products == "int8":
+        outer = "int8"
     d = shape.hidden_size
     names = ["model.embed_tokens"] + ["lm_head"] * (not is_tied)
     matrices: dict[str, FrozenMatrix] = {
-        name: PlainMatrix(torch.randn(shape.vocab_size, d).mul(0.05).to(outer)) for name in names
+        name: matrix_of(0.05 * torch.randn(shape.vocab_size, d), outer) for name in names
     }
     for layer in shape.linears:
-        matrices[layer.name] = matrix_of(0.05 * torch.randn(layer.d_out, layer.d_in), quantization)
+        matrices[layer.name] = matrix_of(
+            0.05 * torch.randn(layer.d_out, layer.d_in), way.quantization
+        )
     head = d // shape.num_heads if shape.q_size == d else shape.q_size // shape.num_heads
     vectors = {"model.norm.weight": torch.ones(d)}
     for i in range(shape.num_layers):
@@ -98,7 +106,7 @@ def held_and_predicted(
     largest = max(shape.linears, key=lambda layer: layer.d_in * layer.d_out)
     llama = Llama(
         architecture,
-        frozen_of(shape, plan.quantization, architecture.is_tied),
+        frozen_of(shape, plan, architecture.is_tied),
         dtype=dtype,
         kept=torch.float32 if plan.quantization == "fp32" else torch.bfloat16,
         products=plan.products,
@@ -116,7 +124,9 @@ def held_and_predicted(
         tokens=tokens_at_once(plan.micro_batch, LENGTH),
         labelled=plan.micro_batch * min(learned, LENGTH - 1),
         wide=dtype.itemsize,
-        has_fused=FUSED,
+        threads=torch.get_num_threads(),
+        has_fused=FUSED is not None,
+        multiplies_integers=FUSED is not None and FUSED.multiplies_integers,
     )
     return llama.workspace.held_bytes, passes
 
@@ -129,7 +139,6 @@ WAYS = [
     ("bf16", "wide", torch.float32),
     ("fp32", "wide", torch.float32),
     ("nf4", "wide", torch.bfloat16),
-    ("nf4", "int8", torch.bfloat16),
     ("bf16", "wide", torch.bfloat16),
 ]
 
@@ -157,7 +166,9 @@ def test_workspace_holds_what_was_predicted_to_the_byte(quantization, products, 
         {"num_key_value_heads": 4},
         {"hidden_size": 96, "intermediate_size": 80},
         {"vocab_size": 4200},
-        {"num_hidden_layers": 1},
+        {"vocab_size": 1920},
+        {"num_key_value_heads": 4, "vocab_size": 640},
+        {"num_hidden_layers": 2},
         {"hidden_size": 72, "intermediate_size": 100},
     ],
     ids=str,
@@ -201,26 +212,36 @@ def test_products_of_integers_alone_need_less_than_predicted_by_one_weight():
     held, passes = held_and_predicted(
         {}, torch.float32, 3, exempt=False, quantization="nf4", products="int8"
     )
-    assert passes.workspace_bytes - held == 4 * 64 * 192 * FUSED
+    assert passes.multiplies_integers
+    assert passes.workspace_bytes - held == 4 * 64 * (192 - 32), "keys and values are copied"
 
 
-@pytest.mark.parametrize("quantization", ["nf4", "int8", "bf16", "fp32"])
-def test_base_takes_the_bytes_of_its_prepared_file(tmp_path, quantization):
-    from edge_sdk.model_folder import read_config
-
+@pytest.mark.parametrize(
+    ("quantization", "products"),
+    [(x, "wide") for x in ("nf4", "int8", "bf16", "fp32")] + [("nf4", "int8"), ("int8", "int8")],
+)
+def test_base_takes_the_bytes_of_its_prepared_file(tmp_path, quantization, products):
     folder = save_tiny_llama(tmp_path / "model")
-    base = open_prepared(folder, quantization, tmp_path / "cache")
+    base = open_prepared(folder, quantization, tmp_path / "cache", products=products)
     shape = read_shape(read_config(folder))
-    predicted = base_bytes(shape, quantization)
-    predicted += outer_bytes(quantization) * shape.embedding_parameters
-    assert base.held_bytes == predicted
+    way = execution(shape, quantization=quantization, products=products)
+    assert base.held_bytes == base_bytes(shape, quantization) + embedding_bytes(shape, way)
 
 
 def need(shape: ModelShape, *, labelled: int = 128, **changes: Any) -> MemoryNeed:
-    how = {"computes_in_bf16": False, "has_fused": True, "runtime_bytes": 0}
-    how |= {name: changes.pop(name) for name in tuple(changes) if name in how}
+    kernels = {"has_fused": True, "multiplies_integers": True, "process_bytes": 0}
+    kernels |= {name: changes.pop(name) for name in tuple(changes) if name in kernels}
+    rates = replace(RATES, lean=replace(RATES.lean, **kernels))
+    is_bf16 = changes.pop("computes_in_bf16", False)
     layers = shape.target_layers(shape.default_targets)
-    return lean_memory_need(shape, layers, execution(shape, **changes), labelled=labelled, **how)
+    return lean_memory_need(
+        shape,
+        layers,
+        execution(shape, **changes),
+        labelled=labelled,
+        computes_in_bf16=is_bf16,
+        rates=rates,
+    )
 
 
 def test_base_of_the_example_model_by_hand():
@@ -248,10 +269,11 @@ def test_kept_activations_of_the_example_model_by_hand():
     assert half == tokens * (30 * inputs + 16 * (per_token + statistics - inputs))
 
 
-def test_one_more_rank_costs_twenty_bytes_per_trained_number():
+def test_one_more_rank_costs_twenty_bytes_per_trained_number_and_b_turned_round():
     shape, per_rank = llama_shape(), 305_280
+    turned = 30 * (2 * 576 + 2 * 192 + 2 * 1536 + 576)
     more, less = (need(shape, k=k) for k in (5, 4))
-    assert more.adapter - less.adapter == 20 * per_rank
+    assert more.adapter - less.adapter == 20 * per_rank + 4 * turned
     frozen = 30 * (1152 + 2 * (576 + 192) + 1152 + 2 * 2112 + 2112) - 30 * (1152 + 768)
     some = need(shape, trained_targets=("q_proj", "v_proj"))
     assert less.adapter - some.adapter == 4 * 12 * frozen
@@ -265,13 +287,13 @@ def test_last_values_and_updates_of_frozen_targets_are_the_peak_of_a_large_adapt
     assert need(shape).spike == 0
 
 
-def test_comparing_products_keeps_every_block_even_if_training_does_not():
+def test_comparing_products_is_the_peak_of_very_short_examples_alone():
     shape = llama_shape()
-    way = {"quantization": "nf4", "length": 512, "micro_batch": 1, "recomputed_blocks": 30}
-    assert need(shape, **way).spike == 0
-    compared = need(shape, products="int8", **way)
-    kept = need(shape, quantization="nf4", length=512, micro_batch=1)
-    assert compared.total > kept.total > need(shape, **way).total
+    way = {"quantization": "nf4", "products": "int8", "recomputed_blocks": 30, "k": 1}
+    assert need(shape, length=512, micro_batch=1, **way).spike == 0
+    assert need(shape, length=8, micro_batch=1, labelled=7, **way).spike > 0
+    way["products"] = "wide"
+    assert need(shape, length=8, micro_batch=1, labelled=7, **way).spike == 0
 
 
 @pytest.mark.parametrize(
@@ -281,7 +303,7 @@ def test_comparing_products_keeps_every_block_even_if_training_does_not():
         {"micro_batch": 9},
         {"k": 5},
         {"labelled": 129},
-        {"runtime_bytes": 1},
+        {"process_bytes": 1},
         {"has_fused": False},
         {"quantization": "bf16", "computes_in_bf16": False},
     ],
@@ -321,3 +343,34 @@ def test_tokens_at_once_leave_out_what_predicts_nothing():
     assert tokens_at_once(3, 1) == 3
     batch = pack(examples_of(3, LENGTH, 5, 200))
     assert len(batch.tokens) == tokens_at_once(3, LENGTH)
+
+
+def test_comparing_products_holds_no_more_than_was_predicted():
+    """On the end of a long example; training itself sees almost nothing at once."""
+    shape, architecture = read_shape(TINY), read_architecture(TINY)
+    length, layers = 160, shape.target_layers(shape.default_targets)
+    way = execution(shape, quantization="nf4", products="int8", micro_batch=1, length=length)
+    adapter = AdapterSpec(
+        r=16, lora_alpha=1.0, target_modules=list(shape.default_targets), layers=layers
+    )
+    slices = {n: np.full(s, 0.01, np.float32) for n, s in adapter_shapes(adapter, way.k).items()}
+    ranks = Ranks(adapter, slices, 1.0, None, input_groups(shape.num_layers))
+    llama = Llama(
+        architecture,
+        frozen_of(shape, way, architecture.is_tied),
+        dtype=torch.float32,
+        kept=torch.bfloat16,
+        products="wide",
+        length=length,
+    )
+    layer_agreement(llama, ranks, examples_of(2, length, length, shape.vocab_size))
+    again = replace(way, recomputed_blocks=shape.num_layers, length=3)
+    rates = replace(RATES, threads=torch.get_num_threads())
+    few, many = (
+        lean_memory_need(shape, layers, plan, labelled=2, computes_in_bf16=False, rates=rates)
+        for plan in (again, replace(again, products="wide"))
+    )
+    spared = 8 * adapter_parameters(layers, way.k)  # there are no moments yet
+    above = few.total - few.runtime - few.base - few.embeddings - few.adapter
+    assert few.spike > 0 == many.spike
+    assert llama.workspace.held_bytes < above + spared

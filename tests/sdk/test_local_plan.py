@@ -130,7 +130,7 @@ def test_threads_are_the_cores_unless_the_owner_says_otherwise(tmp_path, no_benc
 
 def test_owner_chooses_one_number_format_or_leaves_all():
     assert Allowance(quantization="fp32").quantizations == ("fp32",)
-    assert Allowance().quantizations == QUANTIZATIONS == ("nf4", "bf16", "fp32")
+    assert Allowance().quantizations == QUANTIZATIONS == ("nf4", "int8", "bf16", "fp32")
 
 
 @pytest.mark.parametrize(

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import resource
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from edge_sdk.base_model import load_base
 from edge_sdk.cost import Budget, Machine, Workload
 from edge_sdk.errors import ModelError, OutOfMemory, WrongBaseModel
 from edge_sdk.local_trainer import LocalTrainer, describe
 from edge_sdk.model_folder import read_model_shape
 from edge_sdk.plan import Plan, make_plan
 from edge_sdk.rates import assumed_rates
+from edge_sdk.trainable_base import load_trainable
 from edge_sdk.training import train_round
 from edge_sdk.wire.messages import Assignment, TaskSpec, TrainingSpec
 from tests.sdk.parts import QUESTIONS, adapter_spec, causal_spec, random_arrays, task_spec
@@ -57,7 +59,7 @@ def plan(task, tiny_llama) -> Plan:
     )
     machine = Machine(has_native_bf16=False, rates=assumed_rates(1))
     return with_execution(
-        make_plan(work, machine, Budget(memory_bytes=PLENTY)), micro_batch=4, checkpointing=False
+        make_plan(work, machine, Budget(memory_bytes=PLENTY)), micro_batch=4, products="wide", recomputed_blocks=0
     )
 
 
@@ -79,11 +81,11 @@ def assignment() -> Assignment:
 
 
 def test_what_it_trains_is_what_the_plan_says(trainer, plan, task, tiny_llama):
-    planned = with_execution(plan, micro_batch=3, checkpointing=True, trained_targets=("q_proj",))
+    planned = with_execution(plan, micro_batch=3, recomputed_blocks=1, trained_targets=("q_proj",))
     slices = random_arrays(task.adapter, K)
     result = trainer.train(planned, assignment(), slices)
     expected = train_round(
-        load_base(tiny_llama, task.base, "fp32", threads=1),
+        load_trainable(tiny_llama, task.base, planned.execution, threads=1),
         task.adapter,
         K,
         slices,
@@ -91,7 +93,7 @@ def test_what_it_trains_is_what_the_plan_says(trainer, plan, task, tiny_llama):
         trainer.examples,
         seed=3,
         micro_batch=3,
-        checkpointing=True,
+        recomputed_blocks=1,
         trained_targets=("q_proj",),
     )
     assert result.losses == expected.losses
@@ -101,19 +103,19 @@ def test_what_it_trains_is_what_the_plan_says(trainer, plan, task, tiny_llama):
 
 
 def test_each_part_of_an_execution_reaches_training(trainer, plan, task, monkeypatch):
-    """Checkpointing and micro-batches change no number, so that is not where it would show."""
+    """Recomputed blocks and micro-batches change no number, so that is not where it would show."""
     asked = []
 
     def noted(*arguments, **how):
-        asked.append((how["micro_batch"], how["checkpointing"], how["trained_targets"]))
+        asked.append((how["micro_batch"], how["recomputed_blocks"], how["trained_targets"]))
         return train_round(*arguments, **how)
 
     monkeypatch.setattr("edge_sdk.local_trainer.train_round", noted)
     slices = random_arrays(task.adapter, K)
-    ways = [(4, False, ("q_proj",)), (1, False, ("v_proj",)), (2, True, ("v_proj", "q_proj"))]
-    for micro_batch, checkpointing, targets in ways:
+    ways = [(4, 0, ("q_proj",)), (1, 0, ("v_proj",)), (2, 2, ("v_proj", "q_proj"))]
+    for micro_batch, recomputed, targets in ways:
         way = with_execution(
-            plan, micro_batch=micro_batch, checkpointing=checkpointing, trained_targets=targets
+            plan, micro_batch=micro_batch, recomputed_blocks=recomputed, trained_targets=targets
         )
         trainer.train(way, assignment(), slices)
     assert asked == ways
@@ -124,17 +126,20 @@ def test_the_base_is_loaded_once_and_anew_only_in_another_number_format(
 ):
     loaded = []
 
-    def noted(folder, spec, quantization, threads):
-        loaded.append(quantization)
-        return load_base(folder, spec, quantization, threads)
+    def noted(folder, spec, execution, threads):
+        loaded.append((execution.quantization, execution.products))
+        return load_trainable(folder, spec, execution, threads)
 
-    monkeypatch.setattr("edge_sdk.local_trainer.load_base", noted)
+    monkeypatch.setattr("edge_sdk.local_trainer.load_trainable", noted)
     slices = random_arrays(task.adapter, K)
     trainer.prepare(plan)
     trainer.prepare(with_execution(plan, micro_batch=1))
     trainer.train(plan, assignment(), slices)
     trainer.train(with_execution(plan, quantization="bf16"), assignment(), slices)
-    assert loaded == ["fp32", "bf16"]
+    integer = with_execution(plan, quantization="bf16", products="int8")
+    trainer.train(integer, assignment(), slices)
+    trainer.train(with_execution(integer, recomputed_blocks=2), assignment(), slices)
+    assert loaded == [("fp32", "wide"), ("bf16", "wide"), ("bf16", "int8")]
 
 
 def test_examples_are_cut_to_the_length_of_the_plan_and_keep_what_is_learned(trainer, plan, task):
@@ -191,6 +196,42 @@ def test_a_layer_of_another_size_is_the_wrong_base_model(task, tiny_llama, data,
 
 
 def test_a_plan_is_described_with_its_sketch_and_how_it_trains(plan):
-    text = describe(with_execution(plan, micro_batch=2, checkpointing=True))
-    assert "k = 4 of 8 (fp32, 2 examples at once, checkpointing)" in text
-    assert "checkpointing" not in describe(plan)
+    text = describe(with_execution(plan, micro_batch=2, recomputed_blocks=1))
+    assert "k = 4 of 8 (fp32, 2 examples at once, 1 blocks computed again)" in text
+    assert "again" not in describe(plan)
+    assert "integers" not in describe(plan)
+    assert "8-bit integers" in describe(with_execution(plan, products="int8"))
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from edge_sdk.local_trainer import LocalTrainer, tokenized_examples
+from edge_sdk.trainable_base import load_trainable, warm_up_for
+from edge_sdk.execution import Execution
+from edge_sdk.trainable_base import load_trainable
+from edge_sdk.training import train_round
+from tests.sdk.parts import adapter_spec, causal_spec, random_arrays
+from edge_sdk.wire.messages import TrainingSpec
+
+folder, data, products = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+examples = tokenized_examples(data, folder, causal_spec(), 32)
+way = Execution(quantization="nf4", products=products, micro_batch=2, recomputed_blocks=1,
+                length=32, trained_targets=("q_proj",), k=4)
+warm_up_for(folder, causal_spec(), way, 1)
+base = load_trainable(folder, causal_spec(), way, 1)
+adapter = adapter_spec(folder, causal_spec())
+train_round(base, adapter, 4, random_arrays(adapter, 4), TrainingSpec(local_steps=1), examples, 0)
+print(*sorted({"transformers", "peft", "bitsandbytes"} & sys.modules.keys()))
+"""
+
+
+@pytest.mark.parametrize("products", ["wide", "int8"])
+def test_a_round_on_a_lean_base_never_imports_transformers(tiny_llama, data, products):
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(tiny_llama), str(data), products],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == []

@@ -54,6 +54,9 @@ def test_benchmark_measures_rates_a_plan_can_count_with(measured):
     assert 1e-6 < rates.block_overhead_s < 1
     assert 100e6 < rates.process_bytes < 2e9
     assert ("nf4" in rates.unusable) == (rates.nf4_elements_per_s == 0)
+    assert 100e6 < rates.lean.process_bytes < rates.process_bytes
+    assert rates.lean.block_overhead_s < 1
+    assert rates.computes_in_bf16(True) == rates.computes_in_bf16(False)
 
 
 def test_what_was_measured_is_remembered_and_not_measured_again(measured, report, monkeypatch):

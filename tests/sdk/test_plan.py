@@ -54,7 +54,7 @@ seconds = st.none() | st.floats(min_value=2, max_value=200)
 transfer = st.none() | st.integers(min_value=MB // 2, max_value=20 * MB)
 budgets = st.builds(Budget, memory_bytes=memory, round_s=seconds, transfer_bytes=transfer)
 # One failure is enough, as it was found: making it small would take minutes of planning.
-examples = settings(max_examples=25, phases=[Phase.generate], report_multiple_bugs=False)
+examples = settings(max_examples=12, phases=[Phase.generate], report_multiple_bugs=False)
 
 
 def k_of(work: Workload, budget: Budget, machine: Machine = MACHINE) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -61,7 +62,7 @@ def plan(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
 
 
 def test_plan_prints_every_component_what_limits_it_and_what_the_next_sketch_needs(plan):
-    status, said, errors = plan("--profile", "raspberry-pi-5-8gb", "--memory-budget", "1.1GB")
+    status, said, errors = plan("--profile", "raspberry-pi-5-8gb", "--memory-budget", "800MB")
     assert (status, errors) == (0, "")
     for component in MemoryNeed.__dataclass_fields__:
         assert component in said
@@ -69,7 +70,7 @@ def test_plan_prints_every_component_what_limits_it_and_what_the_next_sketch_nee
         "predicted peak",
         "with its margin",
         "budget",
-        "1.10 GB",
+        "800 MB",
         "k is limited by memory",
         "needs a memory budget of",
         "transfer:",
@@ -86,16 +87,33 @@ def test_plan_for_this_device_says_where_its_numbers_are_from(plan):
     assert "k = 2 of r = 64" in said
     assert "nothing: this is the task's largest sketch" in said
     assert "measured on this device" in said
+    assert "products in the format of the activations" in said
+
+
+def test_plan_says_in_words_how_it_multiplies_and_what_it_computes_twice(plan):
+    _, said, _ = plan(
+        *("--profile", "laptop-avx512-vnni-16gb", "--sketch-sizes", "8", "--max-length", "512"),
+        *("--memory-budget", "1GB"),
+    )
+    assert re.search(r"how: base in nf4, products of 8-bit integers, \d examples at once x", said)
+    _, said, _ = plan(
+        *("--profile", "raspberry-pi-5-8gb", "--sketch-sizes", "8", "--max-length", "512"),
+        *("--memory-budget", "700MB"),
+    )
+    assert re.search(r"how: base in nf4, products in the format of the activations", said)
+    blocks = re.search(r"(\d+) blocks computed twice", said)
+    assert blocks
+    assert f"given up: {blocks[1]} of 30 blocks are computed twice" in said
 
 
 def test_plan_as_json_holds_the_decision_and_its_reasons(plan):
-    status, said, _ = plan("--json", "--profile", "raspberry-pi-5-8gb", "--memory-budget", "1.1GB")
+    status, said, _ = plan("--json", "--profile", "raspberry-pi-5-8gb", "--memory-budget", "800MB")
     found = json.loads(said)
     assert status == 0
     assert found["k"] in (1, 2, 4, 8, 16, 32)
     assert found["limited_by"] == "memory"
     assert found["cost"]["need"].keys() == MemoryNeed.__dataclass_fields__.keys()
-    assert found["cost"]["memory_bytes"] <= found["budget"]["memory_bytes"] == 1_100_000_000
+    assert found["cost"]["memory_bytes"] <= found["budget"]["memory_bytes"] == 800_000_000
     assert found["next_sketch"]["k"] == 2 * found["k"]
     assert found["cost"]["execution"]["k"] == found["k"]
     assert found["rates"] == "profile"
@@ -249,6 +267,8 @@ def test_probe_prints_readings_with_their_sources(capsys):
     assert main(["probe", "--threads", "1"]) == 0
     said = capsys.readouterr().out
     for text in ("memory we may have", "cores we may use", "products in fp32", "80 GFLOP/s"):
+        assert text in said
+    for text in ("products in int8", "nf4 to int8", "5.0 G numbers/s", "compiled"):
         assert text in said
     assert f"measured, {RATES.threads} thread" in said
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import msgspec
 import pytest
 
 from edge_sdk.plan_command import profile_machine
 from edge_sdk.profiles import load_profile, profile_names
 from edge_sdk.rates import Rates, assumed_rates, profile_rates
-from tests.sdk.workloads import RATES
+from tests.sdk.workloads import INTEGER_RATES, RATES
 
 
 def test_half_the_rate_is_reached_at_the_stated_rows():
+    assert INTEGER_RATES.int8_flops_per_s(20) == pytest.approx(120e9)
     assert RATES.flops_per_s(20, is_bf16=False) == pytest.approx(RATES.fp32_flops_per_s / 2)
     assert RATES.flops_per_s(10**6, is_bf16=True) == pytest.approx(RATES.bf16_flops_per_s, rel=1e-3)
 
@@ -25,6 +28,45 @@ def test_unknown_rate_of_bf16_is_taken_to_be_that_of_fp32():
 def test_nf4_alone_pays_for_its_library():
     assert RATES.runtime_bytes("nf4") == 450_000_000
     assert RATES.runtime_bytes("bf16") == RATES.runtime_bytes("fp32") == 400_000_000
+
+
+def test_measured_rates_decide_whether_activations_are_bf16():
+    """Some processors have the instructions and compute more slowly."""
+    fast = replace(RATES, fp32_flops_per_s=80e9, bf16_flops_per_s=120e9)
+    slow = replace(RATES, fp32_flops_per_s=80e9, bf16_flops_per_s=119e9)
+    for claimed in (True, False):
+        assert fast.computes_in_bf16(has_native_bf16=claimed)
+        assert not slow.computes_in_bf16(has_native_bf16=claimed)
+
+
+@pytest.mark.parametrize("claimed", [True, False])
+def test_what_the_processor_claims_counts_where_nothing_was_measured(claimed):
+    for rates in (assumed_rates(4), profile_rates(80e9, 300e9, 20e9, 4, ("fp32",))):
+        assert rates.computes_in_bf16(claimed) is claimed
+
+
+@pytest.mark.parametrize("quantization", ["nf4", "int8", "bf16", "fp32"])
+def test_integers_must_be_a_fifth_faster_than_what_would_be_multiplied_instead(quantization):
+    def formats(int8: float, bf16: float = 60e9) -> tuple[str, ...]:
+        lean = replace(RATES.lean, int8_flops_per_s=int8)
+        rates = replace(RATES, bf16_flops_per_s=bf16, lean=lean)
+        return rates.product_formats(quantization, has_native_bf16=False)
+
+    both = ("wide", "int8") if quantization in ("nf4", "int8") else ("wide",)
+    assert formats(97e9) == both, "fp32 makes 80"
+    assert formats(96e9) == formats(0.0) == ("wide",)
+    assert formats(200e9, bf16=160e9) == both
+    assert formats(191e9, bf16=160e9) == ("wide",)
+
+
+def test_only_profiles_with_instructions_for_it_multiply_integers():
+    found = {
+        name: profile_machine(load_profile(name)).rates.product_formats("nf4", False)
+        for name in ("raspberry-pi-5-8gb", "apple-m2-16gb", "laptop-avx2-8gb")
+    }
+    assert set(found.values()) == {("wide",)}
+    laptop = profile_machine(load_profile("laptop-avx512-vnni-16gb"))
+    assert "int8" in laptop.rates.product_formats("nf4", laptop.has_native_bf16)
 
 
 def test_rates_survive_the_cache_bit_for_bit():
@@ -45,6 +87,9 @@ def test_slower_processor_is_slower_in_everything():
     assert slow.nf4_elements_per_s == pytest.approx(fast.nf4_elements_per_s / 10)
     assert slow.block_overhead_s == pytest.approx(10 * fast.block_overhead_s)
     assert slow.fresh_bytes_per_s < fast.fresh_bytes_per_s
+    assert slow.lean.nf4_widened_per_s == pytest.approx(fast.lean.nf4_widened_per_s / 10)
+    assert slow.lean.moved_bytes_per_s == pytest.approx(fast.lean.moved_bytes_per_s / 10)
+    assert slow.lean.block_overhead_s == pytest.approx(10 * fast.lean.block_overhead_s)
     assert (fast.origin, fast.unusable) == ("profile", {})
 
 
@@ -60,5 +105,6 @@ def test_every_shipped_profile_gives_rates_a_plan_can_divide_by(name):
     rates = machine.rates
     assert rates.flops_per_s(64, is_bf16=machine.has_native_bf16) > 0
     assert rates.fresh_bytes_per_s > 0
+    assert rates.lean.moved_bytes_per_s > 0
     assert "nf4" in rates.unusable or rates.nf4_elements_per_s > 0
     assert len(rates.unusable) < 3

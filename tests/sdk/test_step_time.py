@@ -1,4 +1,4 @@
-"""Predicted time of the general trainer grows with everything that takes time, and counts each product by hand."""
+"""Predicted time of the general trainer: each product counted by hand, no work for free."""
 
 from __future__ import annotations
 

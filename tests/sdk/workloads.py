@@ -54,6 +54,7 @@ RATES = Rates(
         example_overhead_s=0.25e-3,
         process_bytes=300_000_000,
         has_fused=True,
+        multiplies_integers=True,
     ),
 )
 """Of a processor whose products of integers are of no use."""
