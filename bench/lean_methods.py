@@ -6,8 +6,6 @@ import time
 from collections.abc import Iterator, Sequence
 from itertools import cycle
 
-import torch
-
 from bench.train_methods import (
     LEARNING_RATE,
     Method,
@@ -20,6 +18,7 @@ from bench.train_methods import (
 from edge_sdk.example import Example
 from edge_sdk.execution import ProductFormat
 from edge_sdk.lean.base import LeanBase, open_lean_base
+from edge_sdk.optimizers import AdamW
 from edge_sdk.sketch import sketched_scaling
 
 
@@ -57,9 +56,7 @@ def stepper(
         method.micro_batch or None,
         base.architecture.shape.num_layers if method.checkpointing else 0,
     )
-    optimizer = torch.optim.AdamW(
-        trainee.parameters(), lr=LEARNING_RATE, weight_decay=0.0, fused=True
-    )
+    optimizer = AdamW(trainee.parameters(), LEARNING_RATE, weight_decay=0.0)
     parts_s = dict[str, float]()
 
     def step() -> float:

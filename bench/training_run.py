@@ -12,8 +12,8 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from edge_sdk.example import Example
 from edge_sdk.device import peak_rss_bytes
+from edge_sdk.example import Example
 from edge_sdk.execution import Execution
 from edge_sdk.model_folder import read_model_shape
 from edge_sdk.model_shape import ModelShape

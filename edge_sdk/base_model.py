@@ -68,7 +68,12 @@ class LoadedBase(LoadedModel):
 
 
 def load_base(
-    folder: Path, spec: BaseModel, quantization: Quantization, threads: int | None = None
+    folder: Path,
+    spec: BaseModel,
+    quantization: Quantization,
+    threads: int | None = None,
+    *,
+    computes_in_bf16: bool | None = None,
 ) -> LoadedBase:
     """Load a base model, frozen and in evaluation mode, from safetensors files alone.
 
@@ -81,6 +86,8 @@ def load_base(
         spec: Task type and labels decide the model class and its head.
         quantization: ``nf4`` (4 bits, double quantization), ``bf16`` or ``fp32``.
         threads: CPU threads of the whole process; None leaves them as they are.
+        computes_in_bf16: On a CPU, activations are bf16 unless the base is fp32; None asks the
+            CPU's flags.
 
     Raises:
         ModelError: Missing, damaged, incomplete or unknown; or NF4 does not work here.
@@ -94,7 +101,8 @@ def load_base(
     if threads is not None:
         torch.set_num_threads(threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = torch.float32 if quantization == "fp32" else choose_compute_dtype(device)
+    dtype = choose_compute_dtype(device, computes_in_bf16)
+    dtype = torch.float32 if quantization == "fp32" else dtype
     tokenizer = load_tokenizer(folder)
     with _quiet_libraries(), _one_tensor_at_a_time():
         try:
@@ -132,7 +140,7 @@ def load_tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
-def choose_compute_dtype(device: torch.device) -> torch.dtype:
+def choose_compute_dtype(device: torch.device, computes_in_bf16: bool | None = None) -> torch.dtype:
     """Return bf16 where the hardware multiplies bf16, else fp32.
 
     Emulated, a bf16 multiplication on a CPU is several times slower than one in fp32, and fp16
@@ -141,7 +149,7 @@ def choose_compute_dtype(device: torch.device) -> torch.dtype:
     if device.type == "cuda":
         is_native = torch.cuda.get_device_capability(device) >= (8, 0)
     else:
-        is_native = has_native_bf16()
+        is_native = has_native_bf16() if computes_in_bf16 is None else computes_in_bf16
     return torch.bfloat16 if is_native else torch.float32
 
 

@@ -203,7 +203,7 @@ def _memory(work: Workload, machine: Machine, execution: Execution) -> MemoryNee
             execution,
             batch_size=work.batch_size,
             predicted=_predicted(work, execution),
-            computes_in_bf16=machine.computes_in_bf16,
+            computes_in_bf16=execution.computes_in_bf16,
             runtime_bytes=rates.runtime_bytes(execution.quantization),
         )
     tokens = tokens_at_once(execution.micro_batch, execution.length)
@@ -213,7 +213,7 @@ def _memory(work: Workload, machine: Machine, execution: Execution) -> MemoryNee
         execution,
         # short examples that learn much may come together
         labelled=min(tokens, work.batch_size * work.learned),
-        computes_in_bf16=machine.computes_in_bf16,
+        computes_in_bf16=execution.computes_in_bf16,
         rates=rates,
     )
 
@@ -226,7 +226,7 @@ def _time(work: Workload, machine: Machine, execution: Execution) -> StepTime:
             execution,
             batch_size=work.batch_size,
             predicted=_predicted(work, execution),
-            computes_in_bf16=machine.computes_in_bf16,
+            computes_in_bf16=execution.computes_in_bf16,
             rates=machine.rates,
         )
     return lean_step_time(
@@ -235,7 +235,7 @@ def _time(work: Workload, machine: Machine, execution: Execution) -> StepTime:
         execution,
         batch_size=work.batch_size,
         learned=work.learned,
-        computes_in_bf16=machine.computes_in_bf16,
+        computes_in_bf16=execution.computes_in_bf16,
         rates=machine.rates,
     )
 

@@ -24,6 +24,7 @@ class Execution:
         length: Tokens of the longest example.
         trained_targets: Endings of the layer names that are trained.
         k: Sketch size.
+        computes_in_bf16: Activations are bf16: the CPU multiplies it fast, forward and back.
     """
 
     quantization: Quantization
@@ -33,3 +34,4 @@ class Execution:
     length: int
     trained_targets: tuple[str, ...]
     k: int
+    computes_in_bf16: bool = False

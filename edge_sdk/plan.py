@@ -164,6 +164,8 @@ def _ways(
         for products in _product_formats(work, machine, quantization)
     ]
     for quantization, products in formats:
+        # integers are turned from and to fp32
+        is_bf16 = machine.computes_in_bf16 and products == "wide" and quantization != "fp32"
         for micro_batch in dict.fromkeys(sizes):
             way = Execution(
                 quantization=quantization,
@@ -173,6 +175,7 @@ def _ways(
                 length=length,
                 trained_targets=targets,
                 k=k,
+                computes_in_bf16=is_bf16,
             )
             yield from _recomputing(work, machine, budget, way)
 

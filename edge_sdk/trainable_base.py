@@ -47,7 +47,13 @@ def load_trainable(
     """
     reason = _why_generic(folder, spec)
     if reason is None:
-        return open_lean_base(folder, execution.quantization, execution.products, threads)
+        return open_lean_base(
+            folder,
+            execution.quantization,
+            execution.products,
+            threads,
+            computes_in_bf16=execution.computes_in_bf16,
+        )
     if execution.quantization == "int8" or execution.products == "int8":
         raise ModelError(
             f"8-bit integers work in the hand-written passes alone, and {reason}: choose nf4, "
@@ -55,7 +61,9 @@ def load_trainable(
         )
     from edge_sdk.base_model import load_base  # imports transformers
 
-    return load_base(folder, spec, execution.quantization, threads)
+    return load_base(
+        folder, spec, execution.quantization, threads, computes_in_bf16=execution.computes_in_bf16
+    )
 
 
 def _why_generic(folder: Path, spec: BaseModel) -> str | None:

@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
-import torch
 from torch import nn
 
 from edge_sdk.errors import LossDiverged, OutOfMemory, TrainingError
 from edge_sdk.example import Example
 from edge_sdk.lora import check_slices
 from edge_sdk.memory_guard import is_out_of_memory
+from edge_sdk.optimizers import SGD, AdamW, Optimizer
 from edge_sdk.sketch import sketched_scaling
 from edge_sdk.wire.messages import AdapterSpec, TrainingSpec
 from edge_sdk.wire.payload import Arrays
@@ -192,13 +192,10 @@ def _local_steps(
     return done
 
 
-def _optimizer(trainee: Trainee, training: TrainingSpec) -> torch.optim.Optimizer:
+def _optimizer(trainee: Trainee, training: TrainingSpec) -> Optimizer:
     """Return a fresh optimizer: the next round has other ranks, so no state may outlive this."""
-    parameters, lr, decay = trainee.parameters(), training.local_lr, training.weight_decay
-    if training.optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr=lr, weight_decay=decay)
-    # fused: one pass over the numbers, and no temporary copies of them
-    return torch.optim.AdamW(parameters, lr=lr, weight_decay=decay, fused=True)
+    chosen = SGD if training.optimizer == "sgd" else AdamW
+    return chosen(trainee.parameters(), training.local_lr, training.weight_decay)
 
 
 def _example_order(count: int, seed: int) -> Iterator[int]:

@@ -10,7 +10,6 @@ from pathlib import Path
 import platformdirs
 import torch
 
-from edge_sdk.device import has_native_bf16
 from edge_sdk.errors import WrongBaseModel
 from edge_sdk.example import Example
 from edge_sdk.execution import ProductFormat, Quantization
@@ -18,6 +17,7 @@ from edge_sdk.heap import allocate_exactly, release_freed_memory
 from edge_sdk.lean.agreement import LEAST_COSINE, layer_agreement
 from edge_sdk.lean.architecture import Architecture, read_architecture
 from edge_sdk.lean.llama import Frozen, Llama, input_groups
+from edge_sdk.lean.memory_need import tokens_at_once
 from edge_sdk.lean.prepared import PreparedBase, Progress, open_prepared
 from edge_sdk.lean.ranks import Ranks
 from edge_sdk.lean.trainee import LeanTrainee
@@ -97,7 +97,7 @@ class LeanBase:
         ranks = Ranks(adapter, slices, scale, trained_targets, groups)
         if self.products == "int8" and self.exempt is None:
             self.exempt = self._disagreeing(ranks, examples, longest)
-        capacity = None if micro_batch is None else micro_batch * longest
+        capacity = None if micro_batch is None else tokens_at_once(micro_batch, longest)
         return LeanTrainee(self.passes(longest), ranks, capacity, recomputed_blocks)
 
     def _disagreeing(
@@ -144,6 +144,7 @@ def open_lean_base(
     products: ProductFormat = "wide",
     threads: int | None = None,
     progress: Progress | None = None,
+    computes_in_bf16: bool = False,
 ) -> LeanBase:
     """Map a base model, after preparing it once if need be.
 
@@ -153,6 +154,7 @@ def open_lean_base(
         products: Format of the products with frozen weights.
         threads: CPU threads of the whole process; None leaves them as they are.
         progress: Told how far preparing is.
+        computes_in_bf16: Activations are bf16, where products are wide and the base is not fp32.
 
     Raises:
         ModelError: The model cannot be used.
@@ -163,10 +165,10 @@ def open_lean_base(
         torch.set_num_threads(threads)
     prepared = open_prepared(folder, quantization, prepared_cache(), progress, products)
     release_freed_memory()
-    is_wide = quantization == "fp32" or not has_native_bf16()
+    is_bf16 = computes_in_bf16 and products == "wide" and quantization != "fp32"
     return LeanBase(
         prepared,
         read_architecture(prepared.config),
         products,
-        torch.float32 if is_wide else torch.bfloat16,
+        torch.bfloat16 if is_bf16 else torch.float32,
     )

@@ -75,9 +75,17 @@ def decode_nf4(packed: Tensor, absmax: Tensor, out: Tensor, offset: int = 0) -> 
         out: Contiguous; its size says how many weights.
         offset: First weight, counted along the rows of the whole matrix.
     """
-    if offset % NF4_BLOCK == 0 and widen_nf4(packed, absmax, out, offset // NF4_BLOCK):
+    if offset % NF4_BLOCK or out.numel() % NF4_BLOCK:
+        return decode_nf4_plain(packed, absmax, out, offset)
+    if widen_nf4(packed, absmax, out, offset // NF4_BLOCK):
         return out
-    return decode_nf4_plain(packed, absmax, out, offset)
+    flat, wide = out.view(-1), torch.empty(min(_CHUNK, out.numel()))
+    for start in range(0, len(flat), _CHUNK):
+        part = flat[start : start + _CHUNK]
+        if not widen_nf4(packed, absmax, wide[: len(part)], (offset + start) // NF4_BLOCK):
+            return decode_nf4_plain(packed, absmax, out, offset)
+        part.copy_(wide[: len(part)])
+    return out
 
 
 def decode_nf4_plain(packed: Tensor, absmax: Tensor, out: Tensor, offset: int = 0) -> Tensor:

@@ -97,7 +97,7 @@ class IntegerProducts:
         """``y = x W^T``, or added."""
         integers = self.integer_weight(weight)
         x, rows = operand.integers()
-        if multiplies_integers(integers):
+        if multiplies_integers(integers) and y.dtype == torch.float32:
             scratch = self._scratch(integers)
             integer_product(x, rows, integers, y, scratch, is_forward=True, is_added=is_added)
         else:
@@ -107,7 +107,7 @@ class IntegerProducts:
     def backward(self, g: Tensor, weight: FrozenMatrix, dx: Tensor, is_added: bool) -> None:
         """``dx = g W``, or added."""
         integers = self.integer_weight(weight)
-        if multiplies_integers(integers):
+        if multiplies_integers(integers) and dx.dtype == torch.float32:
             self.backward_integers(g, integers, dx, is_added)
         else:
             gradient, rows = _quantized(g, integers.scale, self._workspace)
