@@ -10,7 +10,7 @@ _ASSUMED_WIDENED = 0.8e9  # per core
 _ASSUMED_MOVED_BYTES = 4e9
 _ASSUMED_BLOCK_S = 2e-3
 _ASSUMED_EXAMPLE_S = 0.2e-3
-_PROCESS_BYTES = 320_000_000
+_PROCESS_BYTES = 250_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
