@@ -11,7 +11,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import msgspec
 import torch
@@ -35,11 +35,13 @@ class Shapes:
         tokens: Rows of ``x`` and ``g``.
         layers: ``(d_in, d_out)`` of every linear layer of one block.
         threads: CPU threads.
+        formats: Number formats to measure.
     """
 
     tokens: int
     layers: list[tuple[int, int]]
     threads: int
+    formats: list[Products] = field(default_factory=lambda: list(_FORMATS))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +77,8 @@ def measure(shapes: Shapes) -> list[GemmRate]:
     """Time every format on every layer."""
     rates = []
     largest = max(shapes.layers, key=lambda layer: layer[0] * layer[1])
-    for products, dtype in _FORMATS.items():
+    for products in shapes.formats:
+        dtype = _FORMATS[products]
         times = {size: _seconds(shapes.tokens, *size, dtype) for size in set(shapes.layers)}
         for where, layers in (("block", shapes.layers), ("largest", [largest])):
             rates.append(_rate(products, where, shapes.tokens, layers, times))

@@ -53,7 +53,7 @@ def stepper(
         sketched_scaling(adapter.lora_alpha, adapter.r, work.k, adapter.use_rslora),
         None,
         examples,
-        method.micro_batch or None,
+        method.tokens_at_once // work.length or None,
         base.architecture.shape.num_layers if method.checkpointing else 0,
     )
     optimizer = AdamW(trainee.parameters(), LEARNING_RATE, weight_decay=0.0)

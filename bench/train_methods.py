@@ -81,7 +81,7 @@ class Method:
         products: Number format that is multiplied in; ``fastest`` leaves it to the method.
         checkpointing: Blocks are recomputed in the backward pass.
         is_prepared: The base goes through ``prepare_model_for_kbit_training``; PEFT only.
-        micro_batch: Examples at once; 0 means the whole batch. Ours only.
+        tokens_at_once: Tokens of a micro-batch; 0 means the whole batch. Ours only.
     """
 
     name: str
@@ -90,7 +90,7 @@ class Method:
     products: Products = "fastest"
     checkpointing: bool = False
     is_prepared: bool = False
-    micro_batch: int = 0
+    tokens_at_once: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,11 +118,13 @@ PEFT_FP32 = Method(name="PEFT fp32, tuned", module=_PEFT, held="fp32", products=
 
 OURS_BF16 = Method(name="ours bf16", module=_OURS, held="bf16")
 OURS_NF4 = Method(name="ours nf4", module=_OURS, held="nf4")
-OURS_INT8 = Method(name="ours int8", module=_OURS, held="int8", products="int8")
-OURS_LEAN = Method(
-    name="ours nf4, int8 products", module=_OURS, held="nf4", products="int8", micro_batch=1
+OURS_INT8 = Method(
+    name="ours int8", module=_OURS, held="int8", products="int8", tokens_at_once=512
 )
-OURS_TIGHT = replace(OURS_LEAN, name="ours tight", checkpointing=True)
+OURS_LEAN = Method(
+    name="ours nf4, int8 products", module=_OURS, held="nf4", products="int8", tokens_at_once=512
+)
+OURS_TIGHT = replace(OURS_LEAN, name="ours tight", tokens_at_once=256, checkpointing=True)
 OURS = (OURS_LEAN, OURS_INT8, OURS_NF4, OURS_BF16)
 
 

@@ -10,12 +10,14 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.report import Claim
+from bench.train_masked import workload
 from bench.train_methods import OURS_NF4, SMOLLM2, Work, adapter_of, first_ranks
 from bench.train_once import Measured
 from bench.train_speed import Plan, run_once
-from edge_sdk.device import has_native_bf16
+from edge_sdk.cost import Budget, Machine, cost_of
+from edge_sdk.device import probe
 from edge_sdk.execution import Execution
-from edge_sdk.memory import memory_need
+from edge_sdk.microbenchmark import measure_rates
 from edge_sdk.wire.payload import encode
 
 SKETCH_SIZES = (1, 4, 16, 64)
@@ -29,7 +31,7 @@ class RankRow:
     Attributes:
         work: The workload.
         run: What was measured.
-        predicted_bytes: Peak memory the planner says, given the memory of the libraries.
+        predicted_bytes: Peak memory the planner says.
         update_bytes: What a device sends after a round.
     """
 
@@ -46,7 +48,10 @@ class RankRow:
 
 def measure_ranks(console: Console, plan: Plan) -> list[RankRow]:
     """Train at every sketch size, once each, and print the table."""
-    rows = [_measure(replace(SMOLLM2, k=k), plan) for k in SKETCH_SIZES]
+    report = probe()
+    rates = measure_rates(report, plan.threads)
+    machine = Machine(has_native_bf16=report.has_native_bf16, rates=rates)
+    rows = [_measure(replace(SMOLLM2, k=k), machine, plan) for k in SKETCH_SIZES]
     console.print(_table(rows))
     return rows
 
@@ -71,36 +76,28 @@ def json_rows(rows: Sequence[RankRow]) -> list[dict[str, Any]]:
     return [{**asdict(row), "error": row.error} for row in rows]
 
 
-def _measure(work: Work, plan: Plan) -> RankRow:
+def _measure(work: Work, machine: Machine, plan: Plan) -> RankRow:
     run = run_once(OURS_NF4, work, plan)
     return RankRow(
         work=work,
         run=run,
-        predicted_bytes=_predicted_bytes(work, run.import_bytes),
+        predicted_bytes=_predicted_bytes(work, machine),
         update_bytes=len(encode(first_ranks(work), adapter_of(work).wire_dtype)),
     )
 
 
-def _predicted_bytes(work: Work, runtime_bytes: int) -> int:
-    shape = work.shape
+def _predicted_bytes(work: Work, machine: Machine) -> int:
     execution = Execution(
         quantization="nf4",
+        products="wide",
         micro_batch=work.batch_size,
-        checkpointing=False,
+        recomputed_blocks=0,
         length=work.length,
-        trained_targets=shape.default_targets,
+        trained_targets=work.shape.default_targets,
         k=work.k,
     )
-    need = memory_need(
-        shape,
-        adapter_of(work).layers,
-        execution,
-        batch_size=work.batch_size,
-        predicted=work.length - 1,
-        has_native_bf16=has_native_bf16(),
-        runtime_bytes=runtime_bytes,
-    )
-    return need.total
+    unlimited = Budget(memory_bytes=1 << 40)
+    return cost_of(workload(work), machine, unlimited, execution).need.total
 
 
 def _table(rows: Sequence[RankRow]) -> Table:

@@ -268,7 +268,8 @@ def multiplies_integers(weight: IntegerWeight) -> bool:
     """Tell whether :func:`integer_product` can run here with such a weight."""
     found = library()
     is_whole = weight.d_in % _PANEL == 0 and weight.d_out % _PANEL == 0
-    return found is not None and found.multiplies_integers and is_whole
+    is_known = weight.absmax is not None or weight.values.dtype in _HELD
+    return found is not None and found.multiplies_integers and is_whole and is_known
 
 
 def integer_product(

@@ -186,4 +186,3 @@ def check_close(found: Gradients, expected: Gradients, tolerance: float) -> None
         largest = np.abs(x).max()
         assert largest > 0, name
         assert np.abs(found[name] - x).max() <= tolerance * largest, name
-

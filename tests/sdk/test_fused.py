@@ -27,8 +27,12 @@ def both(monkeypatch, kernel, *tensors: object) -> tuple[list[Tensor], list[Tens
             if not is_native:
                 patch.setattr(fused, "_native", lambda *_: None)
             else:
-                assert fused._native(*(x for x in copies if isinstance(x, Tensor) and x.dtype
-                                       != torch.int64)) is not None
+                assert (
+                    fused._native(
+                        *(x for x in copies if isinstance(x, Tensor) and x.dtype != torch.int64)
+                    )
+                    is not None
+                )
             kernel(*copies)
         found.append([x for x in copies if isinstance(x, Tensor)])
     return found[0], found[1]

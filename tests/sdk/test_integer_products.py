@@ -100,6 +100,15 @@ def test_sizes_of_no_whole_panels_take_another_way_to_the_same_numbers(kind, d_o
     torch.testing.assert_close(dx.double(), expected[1], rtol=1e-6, atol=0)
 
 
+def test_a_weight_in_fp32_is_multiplied_as_integers_too():
+    narrow, values, scale = held("bf16", 64, 128)
+    weight = PlainMatrix(narrow.widen(torch.empty(64, 128)))
+    x, g = integers(7, 128, seed=5), integers(7, 64, seed=6)
+    expected = exact(x, g, values, scale)
+    for found, wanted in zip(multiply(x.float(), g.float() / scale, weight), expected, strict=True):
+        torch.testing.assert_close(found.double(), wanted, rtol=1e-6, atol=0)
+
+
 @needs_native
 @pytest.mark.parametrize("kind", HELD)
 def test_both_ways_agree_on_numbers_as_they_come(kind, monkeypatch):

@@ -31,7 +31,14 @@ from tests.sdk.lean_parts import (
 )
 from tests.sdk.parts import random_arrays
 
-FORMATS = [("fp32", "wide"), ("nf4", "wide"), ("int8", "wide"), ("nf4", "int8"), ("int8", "int8")]
+FORMATS = [
+    ("fp32", "wide"),
+    ("fp32", "int8"),
+    ("nf4", "wide"),
+    ("int8", "wide"),
+    ("nf4", "int8"),
+    ("int8", "int8"),
+]
 TRAINING = TrainingSpec(local_steps=4, batch_size=3, local_lr=1e-2)
 OUTLIER = "model.layers.1.mlp.down_proj"
 
@@ -125,7 +132,7 @@ def test_a_layer_that_is_missing_or_differs_is_the_wrong_base_model(folder, laye
 
 def test_a_task_that_trains_a_head_has_the_wrong_base_model(folder):
     adapter = replace(adapter_of(folder), dense=[DenseSpec(name="score.weight", shape=[3, 64])])
-    with pytest.raises(WrongBaseModel, match="trains score.weight"):
+    with pytest.raises(WrongBaseModel, match=r"trains score\.weight"):
         open_base(folder).verify_layers(adapter)
 
 
@@ -217,8 +224,10 @@ def test_a_layer_whose_integers_drown_in_an_outlier_is_exempt_and_no_other(
     assert "1 of 15 layers keep wide products" in caplog.text
     exact = double_gradients(base, adapter, slices, examples)
     drowned = replace(base, exempt=frozenset())
-    assert distance(found, exact) < 0.1 < distance(
-        lean_gradients(drowned, adapter, slices, examples), exact
+    assert (
+        distance(found, exact)
+        < 0.1
+        < distance(lean_gradients(drowned, adapter, slices, examples), exact)
     )
 
 

@@ -59,7 +59,10 @@ def plan(task, tiny_llama) -> Plan:
     )
     machine = Machine(has_native_bf16=False, rates=assumed_rates(1))
     return with_execution(
-        make_plan(work, machine, Budget(memory_bytes=PLENTY)), micro_batch=4, products="wide", recomputed_blocks=0
+        make_plan(work, machine, Budget(memory_bytes=PLENTY)),
+        micro_batch=4,
+        products="wide",
+        recomputed_blocks=0,
     )
 
 
