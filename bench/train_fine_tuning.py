@@ -51,7 +51,8 @@ class FineTuning:
     def examples_per_s(self, method: Method) -> float:
         """Return the examples per second of the shortest steps: the others were disturbed."""
         steps = zip(*(run.step_s for run in self.runs[method.name]), strict=True)
-        return EXAMPLES_PER_STEP * (STEPS - 1) / sum(map(min, steps))
+        seconds: float = sum(min(step) for step in steps)
+        return EXAMPLES_PER_STEP * (STEPS - 1) / seconds
 
     def speed_over(self, method: Method, other: Method) -> float:
         """Return how many times faster a method is: median over the repetitions."""

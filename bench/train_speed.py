@@ -119,8 +119,11 @@ class Comparison:
         )
 
     def share_of_machine(self, method: Method) -> float:
-        """Return the useful operations over what the machine multiplies, bf16 or fp32."""
-        return self.useful_flops() / self.of(method).step_s / self.gemm_rate(("bf16", "fp32"))
+        """Return the useful operations over what the machine multiplies in fp32.
+
+        That is what our wide products are computed in.
+        """
+        return self.useful_flops() / self.of(method).step_s / self.gemm_rate(("fp32",))
 
     def rows(self) -> list[dict[str, Any]]:
         """Return everything, for the JSON file."""
