@@ -15,7 +15,7 @@ from edge_sdk.lean.packing import pack
 from edge_sdk.lean.products import IntegerProducts, Operand, Products, WideProducts
 from edge_sdk.lean.ranks import Ranks
 
-LEAST_COSINE = 0.99
+LEAST_COSINE = 0.998
 """Between a layer's product of integers and its wide one, forward and backward."""
 _TOKENS = 96  # enough to meet the columns that stand out, few enough to need little memory
 

@@ -20,9 +20,12 @@
 
 typedef uint16_t bf16;
 
+/* Numbers of a row of activations that share a scale: a column that stands out spoils no others. */
+#define GROUP 128
+
 /* Arguments of every kernel: pointers, sizes and numbers, as each kernel documents. */
 typedef struct {
-    void *p[8];
+    void *p[10];
     int64_t n[6];
     float f[2];
 } arguments;
@@ -41,6 +44,8 @@ enum {
     KERNELS,
     INTEGER_FORWARD = KERNELS,
     INTEGER_BACKWARD,
+    ATTEND,
+    ATTEND_BACK,
 };
 
 static const float NF4[16] = {
@@ -84,6 +89,7 @@ static number thread_number, thread_count;
 #undef WIDTH
 
 #include "fused_products.h"
+#include "fused_attention.h"
 #endif
 
 static const kernel *kernels = kernels_plain;
@@ -133,6 +139,8 @@ EXPORT void fused_run(int which, const arguments *given, int64_t rows, int threa
 #ifdef HAS_X86
     if (which == INTEGER_FORWARD) work.run = integer_forward;
     if (which == INTEGER_BACKWARD) work.run = integer_backward;
+    if (which == ATTEND) work.run = attend;
+    if (which == ATTEND_BACK) work.run = attend_back;
 #endif
     if (which < KERNELS) work.run = kernels[which];
     if (threads > 1 && parallel && rows > 1)

@@ -17,8 +17,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+_WIDEST = 16
+_QUERIES = 6  # that attention computes together
 _WIDTHS = {"SSE41": 1, "AVX": 1, "AVX2": 8, "AVX2_VNNI": 8}
 _SMALL = 1 << 15  # numbers for which waking another thread takes longer than computing
+GROUP = 128
+"""Numbers of a row of activations that share a scale."""
 _PANEL = 64  # columns of an integer product that are computed together
 _HELD = {torch.int8: 0, torch.bfloat16: 2}
 _HELD_NF4 = 1
@@ -28,7 +32,7 @@ NF4_BLOCK = 64
 
 class _Arguments(ctypes.Structure):
     _fields_ = (
-        ("p", ctypes.c_void_p * 8),
+        ("p", ctypes.c_void_p * 10),
         ("n", ctypes.c_int64 * 6),
         ("f", ctypes.c_float * 2),
     )
@@ -83,7 +87,9 @@ class _Library:
     _WIDEN_NF4,
     _INTEGER_FORWARD,
     _INTEGER_BACKWARD,
-) = range(10)
+    _ATTEND,
+    _ATTEND_BACK,
+) = range(12)
 
 
 @cache
@@ -185,24 +191,43 @@ def gate_backward(dh: Tensor, gate: Tensor, up: Tensor) -> None:
     dh.copy_(h)
 
 
-def quantize_rows(x: Tensor, columns: Tensor | None, integers: Tensor, scale: Tensor) -> None:
-    """Write ``x``, or ``x * columns``, as integers within -127..127 and one scale per row.
+@dataclass(frozen=True, slots=True)
+class Integers:
+    """Activations as 8-bit integers; ``GROUP`` numbers of a row share a scale.
+
+    Attributes:
+        values: ``(rows, d)`` int8 within -127..127.
+        scale: ``(rows, groups)`` fp32; not finite where the numbers are not.
+        excess: ``(rows, groups)`` int32: 128 times the sum of the integers.
+    """
+
+    values: Tensor
+    scale: Tensor
+    excess: Tensor
+
+
+def quantize_rows(x: Tensor, columns: Tensor | None, out: Integers) -> None:
+    """Write ``x``, or ``x * columns``, as integers.
 
     Args:
         x: ``(rows, d)``.
         columns: ``(d,)`` or None.
-        integers: ``(rows, d)`` int8, written.
-        scale: ``(rows,)``, written; not finite where the row is not.
+        out: Written.
     """
-    native = _native(x, columns, integers, scale)
+    native = _native(x, columns, out.values, out.scale, out.excess)
     if native is not None:
-        tensors = (x, columns, integers, scale)
+        tensors = (x, columns, out.values, out.scale, out.excess)
         native.run(_QUANTIZE_ROWS, len(x), tensors, (x.shape[1],), (), x.numel())
         return
     scaled = x if columns is None else x * columns
-    largest = scaled.abs().amax(dim=1)
-    scale.copy_(torch.where(largest == 0, 1.0, largest / 127))
-    integers.copy_(torch.round(scaled / scale[:, None]).nan_to_num_(0.0))
+    for group, first in enumerate(range(0, x.shape[1], GROUP)):
+        part = scaled[:, first : first + GROUP]
+        largest = part.abs().amax(dim=1)
+        scale = torch.where(largest == 0, 1.0, largest / 127)
+        integers = torch.round(part / scale[:, None]).nan_to_num_(0.0)
+        out.scale[:, group] = scale
+        out.values[:, first : first + GROUP] = integers
+        out.excess[:, group] = 128 * integers.sum(dim=1)
 
 
 def add_product(product: Tensor, rows: Tensor, columns: Tensor | None, y: Tensor) -> None:
@@ -273,8 +298,7 @@ def multiplies_integers(weight: IntegerWeight) -> bool:
 
 
 def integer_product(
-    x: Tensor,
-    rows: Tensor,
+    x: Integers,
     weight: IntegerWeight,
     y: Tensor,
     scratch: Tensor,
@@ -285,9 +309,8 @@ def integer_product(
     """Write, or add, ``x W^T`` or, going back, ``x W`` to ``y``, from integers.
 
     Args:
-        x: int8 activations ``(m, d_in)``; going back ``(m, d_out)``, with the weight's scale put
-            in before they were rounded.
-        rows: ``(m,)`` their scale.
+        x: Activations ``(m, d_in)``; going back ``(m, d_out)``, with the weight's scale put in
+            before they were rounded.
         weight: For which :func:`multiplies_integers` holds.
         y: ``(m, d_out)``, or ``(m, d_in)`` going back, fp32.
         scratch: Of :func:`scratch_bytes`.
@@ -296,10 +319,11 @@ def integer_product(
     """
     native = library()
     assert native is not None  # noqa: S101 - multiplies_integers() said so
-    depth, threads = x.shape[1], torch.get_num_threads()
+    (rows, depth), threads = x.values.shape, torch.get_num_threads()
     held = _HELD_NF4 if weight.absmax is not None else _HELD[weight.values.dtype]
-    sizes = (len(x), y.shape[1], depth, held, threads, scratch.numel() // threads)
-    tensors = (x, rows, weight.values, weight.scale, weight.absmax, y, scratch)
+    sizes = (rows, y.shape[1], depth, held, threads, scratch.numel() // threads)
+    weights = (weight.values, weight.scale, weight.absmax)
+    tensors = (x.values, x.scale, *weights, y, scratch, x.excess)
     kernel = _INTEGER_FORWARD if is_forward else _INTEGER_BACKWARD
     native.run(
         kernel, y.shape[1] // _PANEL * threads, tensors, sizes, (float(is_added),), _SMALL + 1
@@ -309,6 +333,93 @@ def integer_product(
 def scratch_bytes(weight: IntegerWeight) -> int:
     """Return the bytes :func:`integer_product` lays weights out in, for all threads."""
     return torch.get_num_threads() * _PANEL * max(weight.d_out, weight.d_in)
+
+
+@dataclass(frozen=True, slots=True)
+class PackedHeads:
+    """How the rows of packed examples divide into examples, and their columns into heads.
+
+    Attributes:
+        starts: ``(examples + 1,)`` int64: first row of each, and the end of the last.
+        longest: Rows of the longest example.
+        heads: Query heads.
+        key_heads: Key heads.
+        head_size: Of one head.
+    """
+
+    starts: Tensor
+    longest: int
+    heads: int
+    key_heads: int
+    head_size: int
+
+    @property
+    def padded(self) -> int:
+        """Rows of the longest example, up to a whole panel."""
+        return -(-self.longest // _PANEL) * _PANEL
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Bytes of what one thread needs: keys and values laid across, and six queries' scores."""
+        return 4 * self.padded * 2 * (self.head_size + _QUERIES)
+
+
+def attends(packed: PackedHeads, dtype: torch.dtype) -> bool:
+    """Tell whether :func:`attend` can run here, and has work for all threads."""
+    found = library()
+    tasks = (len(packed.starts) - 1) * packed.key_heads
+    return (
+        found is not None
+        and found.width == _WIDEST
+        and dtype == torch.float32
+        and packed.head_size % _PANEL == 0
+        and tasks >= torch.get_num_threads()
+    )
+
+
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, packed: PackedHeads, out: Tensor, scratch: Tensor
+) -> None:
+    """Write causal attention of each example by itself; all ``(rows, columns)`` fp32.
+
+    Args:
+        q: Queries.
+        k: Keys.
+        v: Values.
+        packed: For which :func:`attends` holds.
+        out: Written.
+        scratch: ``packed.scratch_bytes`` for each thread.
+    """
+    _attend(_ATTEND, (q, k, v, out, packed.starts, scratch), packed)
+
+
+def attend_back(
+    inputs: tuple[Tensor, Tensor, Tensor],
+    gradient: Tensor,
+    packed: PackedHeads,
+    gradients: tuple[Tensor, Tensor, Tensor],
+    scratch: Tensor,
+) -> None:
+    """Write the gradients of queries, keys and values; the way :func:`attend` went is gone again.
+
+    Args:
+        inputs: Queries, keys and values.
+        gradient: Of the output.
+        packed: As before.
+        gradients: Written.
+        scratch: As before.
+    """
+    tensors = (*inputs, gradient, packed.starts, scratch, *gradients)
+    _attend(_ATTEND_BACK, tensors, packed)
+
+
+def _attend(kernel: int, tensors: Sequence[Tensor], packed: PackedHeads) -> None:
+    native = library()
+    assert native is not None  # noqa: S101 - attends() said so
+    tasks = (len(packed.starts) - 1) * packed.key_heads
+    sizes = (packed.heads, packed.key_heads, packed.head_size, packed.scratch_bytes, packed.padded)
+    scale = packed.head_size**-0.5
+    native.run(kernel, tasks, tensors, sizes, (scale,), len(tensors[0]) * packed.padded)
 
 
 def _native(*tensors: Tensor | None) -> _Library | None:
@@ -328,7 +439,7 @@ def _native(*tensors: Tensor | None) -> _Library | None:
 
 def _widest() -> int:
     """Return the widest instruction set wanted, in numbers: oneDNN's own switch counts here too."""
-    return _WIDTHS.get(os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper(), 16)
+    return _WIDTHS.get(os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper(), _WIDEST)
 
 
 def _torch_threads() -> tuple[int | None, int | None, int | None]:

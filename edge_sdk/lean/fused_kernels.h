@@ -3,17 +3,14 @@
  * Sizes and pointers come in `arguments`; each kernel says which. Rows are split among threads.
  */
 
-/* 1 / (1 + exp(-g)) to a few units in the last place; vectorizes, unlike a call. Only powers of
- * negative numbers are formed: those of positive ones would lead to denormal quotients, which are
- * slow on some processors even in lanes whose result is thrown away. */
-TARGET static inline float SET(sigmoid)(float g) {
-    float x = g < 0.0f ? g : -g;
+/* exp(x) of x <= 0 to a few units in the last place; vectorizes, unlike a call. */
+TARGET static inline float SET(power)(float x) {
     x = x < -87.0f ? -87.0f : x;
     float shifted = x * 1.44269504f + 12582912.0f;
     int32_t bits;
     memcpy(&bits, &shifted, 4);
-    int32_t power = bits - 0x4B400000;
-    float whole = (float)power;
+    int32_t exponent = bits - 0x4B400000;
+    float whole = (float)exponent;
     float r = x - whole * 0.693359375f + whole * 2.12194440e-4f;
     float y = 1.9875691500e-4f;
     y = y * r + 1.3981999507e-3f;
@@ -22,10 +19,16 @@ TARGET static inline float SET(sigmoid)(float g) {
     y = y * r + 1.6666665459e-1f;
     y = y * r + 5.0000001201e-1f;
     y = y * r * r + r + 1.0f;
-    int32_t scale = (power + 127) << 23;
+    int32_t scale = (exponent + 127) << 23;
     float factor;
     memcpy(&factor, &scale, 4);
-    const float e = y * factor;
+    return y * factor;
+}
+
+/* 1 / (1 + exp(-g)). Only powers of negative numbers are formed: those of positive ones would lead
+ * to denormal quotients, which are slow on some processors even in lanes that are thrown away. */
+TARGET static inline float SET(sigmoid)(float g) {
+    const float e = SET(power)(g < 0.0f ? g : -g);
     return (g < 0.0f ? e : 1.0f) / (1.0f + e);
 }
 
@@ -109,34 +112,42 @@ TARGET static void SET(gate_backward)(const arguments *a, int64_t begin, int64_t
     }
 }
 
-/* Integers within -127..127 and one scale per row, of x or of x with its columns scaled.
- * p: x, column scale or NULL, integers, row scale; n: d */
+/* Integers within -127..127, of x or of x with its columns scaled; for each group of a row its scale
+ * and 128 times the sum of its integers.
+ * p: x, column scale or NULL, integers, scale, excess; n: d */
 TARGET static void SET(quantize_rows)(const arguments *a, int64_t begin, int64_t end) {
-    const int64_t d = a->n[0];
+    const int64_t d = a->n[0], groups = (d + GROUP - 1) / GROUP;
     const float *restrict columns = a->p[1];
     for (int64_t row = begin; row < end; row++) {
-        const float *restrict x = (const float *)a->p[0] + row * d;
-        int8_t *restrict q = (int8_t *)a->p[2] + row * d;
-        uint32_t largest = 0; /* of magnitudes, whose bits order like integers */
-        for (int64_t i = 0; i < d; i++) {
-            const float value = columns ? x[i] * columns[i] : x[i];
-            uint32_t bits;
-            memcpy(&bits, &value, 4);
-            bits &= 0x7FFFFFFF;
-            largest = bits > largest ? bits : largest;
+        for (int64_t group = 0; group < groups; group++) {
+            const int64_t first = group * GROUP, size = d - first < GROUP ? d - first : GROUP;
+            const float *restrict x = (const float *)a->p[0] + row * d + first;
+            int8_t *restrict q = (int8_t *)a->p[2] + row * d + first;
+            float scaled[GROUP];
+            uint32_t largest = 0; /* of magnitudes, whose bits order like integers */
+            for (int64_t i = 0; i < size; i++) {
+                scaled[i] = columns ? x[i] * columns[first + i] : x[i];
+                uint32_t bits;
+                memcpy(&bits, &scaled[i], 4);
+                bits &= 0x7FFFFFFF;
+                largest = bits > largest ? bits : largest;
+            }
+            float top;
+            memcpy(&top, &largest, 4);
+            const float scale = top > 0.0f ? top / 127.0f : 1.0f;
+            const float inverse = 1.0f / scale;
+            int32_t sum = 0;
+            for (int64_t i = 0; i < size; i++) {
+                const float shifted = scaled[i] * inverse + 12582912.0f;
+                int32_t bits;
+                memcpy(&bits, &shifted, 4);
+                bits -= 0x4B400000;
+                q[i] = (int8_t)bits;
+                sum += (int8_t)bits;
+            }
+            ((float *)a->p[3])[row * groups + group] = top == top ? scale : top;
+            ((int32_t *)a->p[4])[row * groups + group] = 128 * sum;
         }
-        float top;
-        memcpy(&top, &largest, 4);
-        const float scale = top > 0.0f ? top / 127.0f : 1.0f;
-        const float inverse = 1.0f / scale;
-        for (int64_t i = 0; i < d; i++) {
-            const float value = columns ? x[i] * columns[i] : x[i];
-            const float shifted = value * inverse + 12582912.0f;
-            int32_t bits;
-            memcpy(&bits, &shifted, 4);
-            q[i] = (int8_t)(bits - 0x4B400000);
-        }
-        ((float *)a->p[3])[row] = top == top ? scale : top;
     }
 }
 

@@ -2,10 +2,10 @@
  *
  * A panel of 64 output columns is decoded and laid out for the multiplier once, then used for all
  * rows of the activations. Weights are shifted by 128 to be unsigned, as the instruction wants
- * them; the sums of the activations take that out again.
+ * them; the excess of the activations takes that out again.
  *
- * p: activations (m, depth) int8, their row scale, weights, weight scale per row, absmax of NF4, y,
- *    scratch; n: m, columns of y, depth, format, parts of m, scratch bytes of a thread;
+ * p: activations (m, depth) int8, scale of their groups, weights, weight scale per row, absmax of
+ *    NF4, y, scratch, excess of the groups; n: m, columns of y, depth, format, parts of m, scratch bytes of a thread;
  * f: 0 writes y, 1 adds to it
  */
 #define VNNI                                                                                      \
@@ -123,7 +123,7 @@ VNNI static void lay_out_columns(const arguments *a, int64_t first, uint8_t *pan
 #define EACH_ROW(DO) DO(0) DO(1) DO(2) DO(3) DO(4) DO(5)
 #define START(i)                                                                                  \
     __m512i s##i##0 = zero, s##i##1 = zero, s##i##2 = zero, s##i##3 = zero;                       \
-    const int8_t *x##i = x + (i < count ? i : count - 1) * depth;
+    const int8_t *x##i = x + (i < count ? i : count - 1) * stride;
 #define ADD(i)                                                                                    \
     {                                                                                             \
         int32_t four;                                                                             \
@@ -137,8 +137,8 @@ VNNI static void lay_out_columns(const arguments *a, int64_t first, uint8_t *pan
 #define STORE(i)                                                                                  \
     sum[i][0] = s##i##0, sum[i][1] = s##i##1, sum[i][2] = s##i##2, sum[i][3] = s##i##3;
 
-VNNI static void tile(const int8_t *x, int count, const uint8_t *panel, int64_t depth,
-                      __m512i sum[ROWS][4]) {
+VNNI static void tile(const int8_t *x, int64_t stride, int count, const uint8_t *panel,
+                      int64_t depth, __m512i sum[ROWS][4]) {
     const __m512i zero = _mm512_setzero_si512();
     EACH_ROW(START)
     for (int64_t k = 0; k < depth; k += 4, panel += 256) {
@@ -149,31 +149,42 @@ VNNI static void tile(const int8_t *x, int count, const uint8_t *panel, int64_t 
     EACH_ROW(STORE)
 }
 
-VNNI static int32_t row_sum(const int8_t *x, int64_t depth) {
-    const __m512i ones = _mm512_set1_epi8(1);
-    __m512i sum = _mm512_setzero_si512();
-    int64_t k = 0;
-    for (; k + 64 <= depth; k += 64)
-        sum = _mm512_dpbusd_epi32(sum, ones, _mm512_loadu_si512(x + k));
-    int32_t total = _mm512_reduce_add_epi32(sum);
-    for (; k < depth; k++) total += x[k];
-    return total;
+/* Columns come out of lay_out_columns in groups of four that alternate between the vectors. */
+VNNI static inline void in_order(__m512 s[4]) {
+    const __m512 a = _mm512_shuffle_f32x4(s[0], s[1], 0x44);
+    const __m512 b = _mm512_shuffle_f32x4(s[2], s[3], 0x44);
+    const __m512 c = _mm512_shuffle_f32x4(s[0], s[1], 0xee);
+    const __m512 d = _mm512_shuffle_f32x4(s[2], s[3], 0xee);
+    s[0] = _mm512_shuffle_f32x4(a, b, 0x88);
+    s[1] = _mm512_shuffle_f32x4(a, b, 0xdd);
+    s[2] = _mm512_shuffle_f32x4(c, d, 0x88);
+    s[3] = _mm512_shuffle_f32x4(c, d, 0xdd);
 }
 
-/* Columns come out of lay_out_columns in groups of four that alternate between the vectors. */
-VNNI static inline void in_order(__m512i s[4]) {
-    const __m512i a = _mm512_shuffle_i32x4(s[0], s[1], 0x44);
-    const __m512i b = _mm512_shuffle_i32x4(s[2], s[3], 0x44);
-    const __m512i c = _mm512_shuffle_i32x4(s[0], s[1], 0xee);
-    const __m512i d = _mm512_shuffle_i32x4(s[2], s[3], 0xee);
-    s[0] = _mm512_shuffle_i32x4(a, b, 0x88);
-    s[1] = _mm512_shuffle_i32x4(a, b, 0xdd);
-    s[2] = _mm512_shuffle_i32x4(c, d, 0x88);
-    s[3] = _mm512_shuffle_i32x4(c, d, 0xdd);
+/* Some rows times a panel, group by group, each with its own scale. */
+VNNI static void scaled_tile(const arguments *a, int64_t row, int count, const uint8_t *panel,
+                             __m512 total[ROWS][4]) {
+    const int64_t depth = a->n[2], groups = (depth + GROUP - 1) / GROUP;
+    for (int i = 0; i < ROWS; i++)
+        for (int j = 0; j < 4; j++) total[i][j] = _mm512_setzero_ps();
+    for (int64_t group = 0; group < groups; group++) {
+        const int64_t first = group * GROUP;
+        __m512i sum[ROWS][4];
+        tile((const int8_t *)a->p[0] + row * depth + first, depth, count, panel + first * COLUMNS,
+             depth - first < GROUP ? depth - first : GROUP, sum);
+        for (int i = 0; i < count; i++) {
+            const int64_t at = (row + i) * groups + group;
+            const __m512i excess = _mm512_set1_epi32(((const int32_t *)a->p[7])[at]);
+            const __m512 scale = _mm512_set1_ps(((const float *)a->p[1])[at]);
+            for (int j = 0; j < 4; j++)
+                total[i][j] = _mm512_fmadd_ps(
+                    _mm512_cvtepi32_ps(_mm512_sub_epi32(sum[i][j], excess)), scale, total[i][j]);
+        }
+    }
 }
 
 VNNI static void multiply(const arguments *a, int64_t begin, int64_t end, int is_forward) {
-    const int64_t m = a->n[0], width = a->n[1], depth = a->n[2], parts = a->n[4];
+    const int64_t m = a->n[0], width = a->n[1], parts = a->n[4];
     const int me = thread_number && thread_count && thread_count() > 1 ? thread_number() : 0;
     uint8_t *panel = (uint8_t *)a->p[6] + me * a->n[5];
     int64_t laid_out = -1;
@@ -189,17 +200,13 @@ VNNI static void multiply(const arguments *a, int64_t begin, int64_t end, int is
         const int64_t stop = m * (part + 1) / parts;
         for (int64_t row = m * part / parts; row < stop; row += ROWS) {
             const int count = (int)(stop - row < ROWS ? stop - row : ROWS);
-            const int8_t *x = (const int8_t *)a->p[0] + row * depth;
-            __m512i sum[ROWS][4];
-            tile(x, count, panel, depth, sum);
+            __m512 total[ROWS][4];
+            scaled_tile(a, row, count, panel, total);
             for (int i = 0; i < count; i++) {
-                const __m512i excess = _mm512_set1_epi32(128 * row_sum(x + i * depth, depth));
-                const __m512 scale = _mm512_set1_ps(((const float *)a->p[1])[row + i]);
                 float *y = (float *)a->p[5] + (row + i) * width + first;
-                if (!is_forward) in_order(sum[i]);
+                if (!is_forward) in_order(total[i]);
                 for (int j = 0; j < 4; j++) {
-                    __m512 value = _mm512_cvtepi32_ps(_mm512_sub_epi32(sum[i][j], excess));
-                    value = _mm512_mul_ps(value, scale);
+                    __m512 value = total[i][j];
                     if (is_forward)
                         value = _mm512_mul_ps(
                             value, _mm512_loadu_ps((const float *)a->p[3] + first + 16 * j));

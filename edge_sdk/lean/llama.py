@@ -15,7 +15,7 @@ from torch import Tensor
 
 from edge_sdk.execution import ProductFormat
 from edge_sdk.lean.architecture import Architecture
-from edge_sdk.lean.attention import attend, attend_back
+from edge_sdk.lean.attention import PackedAttention
 from edge_sdk.lean.frozen import FrozenMatrix
 from edge_sdk.lean.fused import gate_backward, gate_forward, norm_backward, norm_forward, rotate
 from edge_sdk.lean.packing import PackedBatch
@@ -93,7 +93,7 @@ class Llama:
             name: wide if name in exempt else chosen for name in self.linear_names
         }
         self._rotation = architecture.rotation(length, dtype)
-        self._log_sums = dict[str, list[Tensor]]()
+        self._statistics = dict[str, list[Tensor]]()
 
     def loss(self, batch: PackedBatch, ranks: Ranks) -> float:
         """Return the summed loss of a batch."""
@@ -204,9 +204,7 @@ class Llama:
             x.copy_(self._keep(f"{own}.{name}", x))  # so that going back finds the same scores
         q, k = self._placed(layer, "q", raw[0], batch), self._placed(layer, "k", raw[1], batch)
         attended = self._take("attended", raw[0].shape)
-        self._log_sums[own] = attend(
-            q, k, raw[2], batch.lengths, self.architecture.head_size, attended
-        )
+        self._statistics[own] = self._attention(batch).forward(q, k, raw[2], attended)
         self._keep(f"{own}.attended", attended)
         self._project(layer, _ATTENDED, attended, [h], ranks, is_added=True)
         self._keep(f"{own}.middle", h)
@@ -265,18 +263,18 @@ class Llama:
         ]
         q, k = self._placed(layer, "q", raw[0], batch), self._placed(layer, "k", raw[1], batch)
         dq, dk, dv = (self._take(f"{n} gradient", x.shape) for n, x in zip("qkv", raw, strict=True))
-        attend_back(
-            gradient,
-            (q, k, raw[2]),
-            attended,
-            self._log_sums.pop(own),
-            batch.lengths,
-            self.architecture.head_size,
-            (dq, dk, dv),
+        self._attention(batch).backward(
+            gradient, (q, k, raw[2]), attended, self._statistics.pop(own), (dq, dk, dv)
         )
         dq = self._placed_back(layer, "q", dq, raw[0], batch)
         dk = self._placed_back(layer, "k", dk, raw[1], batch)
         return [dq, dk, dv]
+
+    def _attention(self, batch: PackedBatch) -> PackedAttention:
+        size = self.architecture.head_size
+        heads = self.architecture.shape.q_size // size
+        key_heads = self.architecture.shape.kv_size // size
+        return PackedAttention(batch.lengths, heads, key_heads, size, self.workspace)
 
     def _placed(self, layer: int, name: str, raw: Tensor, batch: PackedBatch) -> Tensor:
         """Return queries or keys, normed if the family does so, and rotated by their position."""

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from edge_sdk.lean.frozen import FrozenMatrix, Int8Matrix, PlainMatrix
 from edge_sdk.lean.fused import (
+    GROUP,
+    Integers,
     IntegerWeight,
     add_product,
     integer_product,
@@ -36,10 +38,10 @@ class Operand:
         self.x = x
         self._name = name
         self._workspace = workspace
-        self._integers: tuple[Tensor, Tensor] | None = None
+        self._integers: Integers | None = None
 
-    def integers(self) -> tuple[Tensor, Tensor]:
-        """Return ``x`` as int8 and one scale per row."""
+    def integers(self) -> Integers:
+        """Return ``x`` as integers."""
         if self._integers is None:
             self._integers = _quantized(self.x, None, self._workspace, self._name)
         return self._integers
@@ -82,8 +84,8 @@ class WideProducts:
 class IntegerProducts:
     """Weights and activations are 8-bit integers, summed exactly in 32 bits.
 
-    Activations have one scale per row. Going back, the scale of a weight's row is put into the
-    gradient before it is rounded, since it varies within the sum.
+    Some neighbouring numbers of a row of activations share a scale. Going back, the scale of a
+    weight's row is put into the gradient before it is rounded, since it varies within the sum.
 
     Args:
         workspace: Holds integers, scales and what the product needs.
@@ -96,13 +98,11 @@ class IntegerProducts:
     def forward(self, operand: Operand, weight: FrozenMatrix, y: Tensor, is_added: bool) -> None:
         """``y = x W^T``, or added."""
         integers = self.integer_weight(weight)
-        x, rows = operand.integers()
         if multiplies_integers(integers) and y.dtype == torch.float32:
-            scratch = self._scratch(integers)
-            integer_product(x, rows, integers, y, scratch, is_forward=True, is_added=is_added)
+            self._multiply(operand.integers(), integers, y, is_forward=True, is_added=is_added)
         else:
-            values = self._values(weight, integers)
-            _put(self._product(x, values.T), rows, integers.scale, y, is_added)
+            values = self._values(weight, integers).T
+            self._multiply_plain(operand.integers(), values, integers.scale, y, is_added)
 
     def backward(self, g: Tensor, weight: FrozenMatrix, dx: Tensor, is_added: bool) -> None:
         """``dx = g W``, or added."""
@@ -110,31 +110,19 @@ class IntegerProducts:
         if multiplies_integers(integers) and dx.dtype == torch.float32:
             self.backward_integers(g, integers, dx, is_added)
         else:
-            gradient, rows = _quantized(g, integers.scale, self._workspace)
-            values = self._values(weight, integers)
-            _put(self._product(gradient, values), rows, None, dx, is_added)
+            gradient = _quantized(g, integers.scale, self._workspace)
+            self._multiply_plain(gradient, self._values(weight, integers), None, dx, is_added)
+
+    def forward_integers(self, operand: Operand, weight: IntegerWeight, y: Tensor) -> None:
+        """Write ``y = x W^T`` with a weight for which ``multiplies_integers`` holds."""
+        self._multiply(operand.integers(), weight, y, is_forward=True, is_added=False)
 
     def backward_integers(
         self, g: Tensor, weight: IntegerWeight, dx: Tensor, is_added: bool
     ) -> None:
-        """Do the same with a weight for which ``multiplies_integers`` holds."""
-        gradient, rows = _quantized(g, weight.scale, self._workspace)
-        scratch = self._scratch(weight)
-        integer_product(gradient, rows, weight, dx, scratch, is_forward=False, is_added=is_added)
-
-    def forward_integers(self, operand: Operand, weight: IntegerWeight, y: Tensor) -> None:
-        """Write ``y = x W^T`` with a weight for which ``multiplies_integers`` holds."""
-        x, rows = operand.integers()
-        scratch = self._scratch(weight)
-        integer_product(x, rows, weight, y, scratch, is_forward=True, is_added=False)
-
-    def _scratch(self, weight: IntegerWeight) -> Tensor:
-        return self._workspace.take("panels", (scratch_bytes(weight),), torch.int8)
-
-    def _product(self, left: Tensor, right: Tensor) -> Tensor:
-        out = self._workspace.take("product", (left.shape[0], right.shape[1]), torch.int32)
-        torch._int_mm(left, right, out=out)
-        return out
+        """``dx = g W``, or added, with a weight for which ``multiplies_integers`` holds."""
+        gradient = _quantized(g, weight.scale, self._workspace)
+        self._multiply(gradient, weight, dx, is_forward=False, is_added=is_added)
 
     def integer_weight(self, weight: FrozenMatrix) -> IntegerWeight:
         """Return how a weight is read as integers; its scales are found once."""
@@ -142,6 +130,24 @@ class IntegerProducts:
         if known is None:
             known = self._weights[id(weight)] = (weight, weight.as_integers())
         return known[1]
+
+    def _multiply(
+        self, x: Integers, weight: IntegerWeight, y: Tensor, *, is_forward: bool, is_added: bool
+    ) -> None:
+        scratch = self._workspace.take("panels", (scratch_bytes(weight),), torch.int8)
+        integer_product(x, weight, y, scratch, is_forward=is_forward, is_added=is_added)
+
+    def _multiply_plain(
+        self, x: Integers, values: Tensor, columns: Tensor | None, y: Tensor, is_added: bool
+    ) -> None:
+        """Do the same with torch's own product, one group after the other."""
+        if not is_added:
+            y.zero_()
+        product = self._workspace.take("product", y.shape, torch.int32)
+        for group, first in enumerate(range(0, len(values), GROUP)):
+            part = slice(first, first + GROUP)
+            torch._int_mm(x.values[:, part], values[part], out=product)
+            add_product(product, x.scale[:, group].contiguous(), columns, y)
 
     def _values(self, weight: FrozenMatrix, integers: IntegerWeight) -> Tensor:
         """Return the integers of a weight as a matrix of their own."""
@@ -152,16 +158,14 @@ class IntegerProducts:
         return values.copy_(torch.div(wide, integers.scale[:, None], out=wide).round_())
 
 
-def _put(product: Tensor, rows: Tensor, columns: Tensor | None, y: Tensor, is_added: bool) -> None:
-    if not is_added:
-        y.zero_()
-    add_product(product, rows, columns, y)
-
-
 def _quantized(
     x: Tensor, columns: Tensor | None, workspace: Workspace, name: str = "operand"
-) -> tuple[Tensor, Tensor]:
-    integers = workspace.take(f"{name} integers", x.shape, torch.int8)
-    scale = workspace.take(f"{name} scale", (len(x),))
-    quantize_rows(x, columns, integers, scale)
-    return integers, scale
+) -> Integers:
+    groups = (len(x), -(-x.shape[1] // GROUP))
+    integers = Integers(
+        values=workspace.take(f"{name} integers", x.shape, torch.int8),
+        scale=workspace.take(f"{name} scale", groups),
+        excess=workspace.take(f"{name} excess", groups, torch.int32),
+    )
+    quantize_rows(x, columns, integers)
+    return integers
