@@ -23,6 +23,8 @@ UPDATE_BYTES = 8  # per number, at the end of a round: its last value, its updat
 _NF4_BLOCK = 64  # weights that share a magnitude in fp32
 _LOSS_ROWS, _LOSS_BLOCK = 1024, 4096  # positions, and rows of the head, that are worked on at once
 _INTEGER_LOSS_BLOCK = 1024
+_QUERIES = 6  # that attention computes together
+_GROUP = 128  # numbers of a row of activations that share a scale
 _PANEL = 64  # columns of a product of integers that a thread computes together
 _PLAIN_TEMPORARIES = 5  # of the gate's size, where its gradient is not computed in one pass
 _COMPARED = 6  # tensors of a layer's size while two formats of its product are compared
@@ -175,7 +177,16 @@ class Passes:
     @property
     def passing_bytes(self) -> int:
         """What every block uses again."""
-        return self._activation_bytes + self._product_bytes
+        return self._activation_bytes + self._product_bytes + self._attention_bytes
+
+    @property
+    def _attention_bytes(self) -> int:
+        """Keys and values of an example laid across, and some scores, for every thread."""
+        size = self.shape.q_size // self.shape.num_heads
+        if not self.multiplies_integers or size % _PANEL or self.wide != 4:
+            return 0
+        padded = -(-max(1, self.execution.length - 1) // _PANEL) * _PANEL
+        return self.threads * 4 * padded * 2 * (size + _QUERIES)
 
     @property
     def loss_bytes(self) -> int:
@@ -186,7 +197,7 @@ class Passes:
         summed, targets = 4 * rows * d, wide * rows * d
         if self.has_integer_head:
             block = min(_INTEGER_LOSS_BLOCK, self.shape.vocab_size)
-            return chosen + summed + targets + 4 * rows * block + rows * (d + 4)
+            return chosen + summed + targets + 4 * rows * block + rows * (d + 8 * _groups(d))
         block = min(_LOSS_BLOCK, self.shape.vocab_size)
         is_narrow = wide == 2
         head = block * d * wide * (outer_bytes(self.execution) != wide)
@@ -277,7 +288,8 @@ class Passes:
         result = 4 * self.tokens * max((_side(x) for x in copied), default=0)
         side = max(map(_side, linears))
         integers = max(self.tokens * side, self._head_factors)
-        return weight + result + integers + 4 * self.tokens + self._panel_bytes(linears)
+        scales = 8 * max(self.tokens * _groups(side), self._head_factors // _GROUP)
+        return weight + result + integers + scales + self._panel_bytes(linears)
 
     @property
     def _head_factors(self) -> int:
@@ -321,3 +333,7 @@ def _comparing_bytes(passes: Passes, numbers: int) -> int:
     held = comparing.workspace_bytes + comparing.statistics_bytes + wide_head + compared
     step = passes.workspace_bytes + passes.statistics_bytes + passes.transient_bytes
     return held - step - 8 * numbers
+
+
+def _groups(size: int) -> int:
+    return -(-size // _GROUP)

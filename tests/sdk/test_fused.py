@@ -116,18 +116,30 @@ def test_rows_become_integers_that_give_them_back(monkeypatch, rows, d, has_colu
     x = random(rows, d) * torch.logspace(-20, 10, rows)[:, None]
     x[0, :] = 0.0 if rows > 1 else x[0, :]
     columns = random(d, seed=3).abs() + 0.1 if has_columns else None
-    integers, scale = torch.zeros(rows, d, dtype=torch.int8), torch.empty(rows)
-    native, plain = both(monkeypatch, fused.quantize_rows, x, columns, integers, scale)
-    torch.testing.assert_close(native[-1], plain[-1], rtol=1e-6, atol=0)
-    apart = (native[-2].int() - plain[-2].int()).abs()
+    native, plain = both(monkeypatch, quantized, x, columns, *blank(rows, d))
+    torch.testing.assert_close(native[-2], plain[-2], rtol=1e-6, atol=0)
+    apart = (native[-3].int() - plain[-3].int()).abs()
     assert apart.max() <= 1
     assert apart.sum() <= 0.001 * rows * d, "only where a half is rounded"
     scaled = x if columns is None else x * columns
-    error = (native[-2].float() * native[-1][:, None] - scaled).abs()
-    assert (error <= 0.51 * native[-1][:, None]).all()
-    largest = native[-2].int().abs().amax(1)
-    assert largest[-1] == 127
-    assert not native[-2].eq(-128).any()
+    scale = native[-2].repeat_interleave(fused.GROUP, dim=1)[:, :d]
+    error = (native[-3].float() * scale - scaled).abs()
+    assert (error <= 0.51 * scale).all()
+    assert native[-3][-1, : fused.GROUP].int().abs().max() == 127
+    assert not native[-3].eq(-128).any()
+    for values, _, excess in (native[-3:], plain[-3:]):
+        parts = values.int().split(fused.GROUP, dim=1)
+        assert torch.equal(excess, torch.stack([128 * x.sum(1) for x in parts], 1).int())
+
+
+def blank(rows: int, d: int) -> tuple[Tensor, Tensor, Tensor]:
+    groups = -(-d // fused.GROUP)
+    excess = torch.zeros(rows, groups, dtype=torch.int32)
+    return torch.zeros(rows, d, dtype=torch.int8), torch.empty(rows, groups), excess
+
+
+def quantized(x, columns, values, scale, excess):
+    fused.quantize_rows(x, columns, fused.Integers(values, scale, excess))
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
@@ -137,9 +149,8 @@ def test_a_row_that_is_not_finite_stays_visible(monkeypatch, bad, place, has_col
     x = random(3, 37)
     x[1, place] = bad
     columns = torch.ones(37) if has_columns else None
-    integers, scale = torch.zeros(3, 37, dtype=torch.int8), torch.empty(3)
-    for found in both(monkeypatch, fused.quantize_rows, x, columns, integers, scale):
-        assert found[-1].isfinite().tolist() == [True, False, True]
+    for found in both(monkeypatch, quantized, x, columns, *blank(3, 37)):
+        assert found[-2].isfinite().flatten().tolist() == [True, False, True]
 
 
 @pytest.mark.parametrize("has_columns", [False, True])
