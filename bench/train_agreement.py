@@ -22,7 +22,6 @@ from bench.report import Claim
 from bench.train_methods import (
     OURS_BF16,
     OURS_INT8,
-    OURS_LEAN,
     OURS_NF4,
     PEFT_BF16,
     SMOLLM2,
@@ -40,7 +39,7 @@ MOST_DIFFERENCE_FP32 = 1e-5
 LEAST_COSINE = 0.98
 MOST_DEVIATIONS = 2.0
 _WORK = replace(SMOLLM2, batch_size=EXAMPLES_PER_STEP, length=1)  # examples have their own lengths
-_TRAINED = tuple(replace(x, tokens_at_once=0) for x in (OURS_BF16, OURS_INT8, OURS_LEAN))
+_TRAINED = tuple(replace(x, tokens_at_once=0) for x in (OURS_BF16, OURS_INT8))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -27,7 +27,7 @@ from edge_sdk.device import probe
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes")
 REPETITIONS = 3
 STEPS = 3
-STEPS_OF_LARGE = 2
+REPETITIONS_OF_LARGE, STEPS_OF_LARGE = 2, 2
 
 
 def main() -> int:
@@ -35,15 +35,14 @@ def main() -> int:
     path = json_path(__doc__)
     console = Console(width=160)
     plan = Plan(repetitions=REPETITIONS, steps=STEPS, threads=probe().cores)
+    plan_of_large = replace(plan, repetitions=REPETITIONS_OF_LARGE, steps=STEPS_OF_LARGE)
     versions = ", ".join(f"{name} {version(name)}" for name in LIBRARIES)
     console.print(f"{plan.threads} threads; {versions}")
     products = faster_products(console, SMOLLM2, plan)
     others = baselines(products)
     small = compare(console, SMOLLM2, (*others, *OURS), plan)
     print_tables(console, small)
-    large = compare(
-        console, QWEN, (*others, *OURS, OURS_TIGHT), replace(plan, steps=STEPS_OF_LARGE)
-    )
+    large = compare(console, QWEN, (*others, *OURS, OURS_TIGHT), plan_of_large)
     print_tables(console, large)
     ranks = train_ranks.measure_ranks(console, plan)
     tuning = train_fine_tuning.measure_fine_tuning(console, products, plan)
