@@ -1,6 +1,6 @@
 """The optimizers of the local steps, in place, without what a general library brings along.
 
-``torch.optim`` computes the same numbers, but its first step imports a compiler: 76 MB that a
+``torch.optim`` computes the same, but its first step imports a compiler: 76 MB that a
 device would hold for nothing.
 """
 
@@ -12,6 +12,8 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+
+from edge_sdk.lean.fused import adamw_step
 
 
 class Optimizer(Protocol):
@@ -48,7 +50,7 @@ class SGD:
 
 
 class AdamW:
-    """Adam with decoupled weight decay; the numbers are those of ``torch.optim.AdamW``.
+    """Adam with decoupled weight decay; ``torch.optim.AdamW`` gives the same up to rounding.
 
     Args:
         parameters: What is trained.
@@ -80,7 +82,11 @@ class AdamW:
             gradient = parameter.grad
             if gradient is None:
                 continue
-            parameter.mul_(1 - self._lr * self._weight_decay)
+            decay = 1 - self._lr * self._weight_decay
+            numbers = (decay, 1 - first, second, size, root, self.EPSILON)
+            if adamw_step(parameter, gradient, mean, square, numbers):
+                continue
+            parameter.mul_(decay)
             mean.lerp_(gradient, 1 - first)
             square.mul_(second).addcmul_(gradient, gradient, value=1 - second)
             parameter.addcdiv_(mean, square.sqrt().div_(root).add_(self.EPSILON), value=-size)

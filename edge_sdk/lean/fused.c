@@ -27,7 +27,7 @@ typedef uint16_t bf16;
 typedef struct {
     void *p[10];
     int64_t n[6];
-    float f[2];
+    float f[6];
 } arguments;
 
 typedef void (*kernel)(const arguments *, int64_t begin, int64_t end);
@@ -40,6 +40,8 @@ enum {
     GATE_BACKWARD,
     QUANTIZE_ROWS,
     ADD_PRODUCT,
+    ADAMW,
+    EXPONENTIALS,
     WIDEN_NF4,
     KERNELS,
     INTEGER_FORWARD = KERNELS,

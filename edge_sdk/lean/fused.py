@@ -20,6 +20,7 @@ from torch.nn import functional
 _WIDEST = 16
 _QUERIES = 6  # that attention computes together
 _WIDTHS = {"SSE41": 1, "AVX": 1, "AVX2": 8, "AVX2_VNNI": 8}
+_CHUNK = 1 << 12  # numbers of a flat tensor that one thread takes at once
 _SMALL = 1 << 15  # numbers for which waking another thread takes longer than computing
 GROUP = 128
 """Numbers of a row of activations that share a scale."""
@@ -34,7 +35,7 @@ class _Arguments(ctypes.Structure):
     _fields_ = (
         ("p", ctypes.c_void_p * 10),
         ("n", ctypes.c_int64 * 6),
-        ("f", ctypes.c_float * 2),
+        ("f", ctypes.c_float * 6),
     )
 
 
@@ -84,12 +85,14 @@ class _Library:
     _GATE_BACKWARD,
     _QUANTIZE_ROWS,
     _ADD_PRODUCT,
+    _ADAMW,
+    _EXPONENTIALS,
     _WIDEN_NF4,
     _INTEGER_FORWARD,
     _INTEGER_BACKWARD,
     _ATTEND,
     _ATTEND_BACK,
-) = range(12)
+) = range(14)
 
 
 @cache
@@ -246,6 +249,48 @@ def add_product(product: Tensor, rows: Tensor, columns: Tensor | None, y: Tensor
         return
     scaled = product.to(y.dtype) * rows[:, None].to(y.dtype)
     y.add_(scaled if columns is None else scaled * columns.to(y.dtype))
+
+
+def adamw_step(
+    value: Tensor, gradient: Tensor, mean: Tensor, square: Tensor, numbers: Sequence[float]
+) -> bool:
+    """Take one step of AdamW in place, and return True; False if it must be done plain.
+
+    Args:
+        value: Parameter.
+        gradient: Of the same shape, as the others.
+        mean: Moving mean of the gradients.
+        square: Moving mean of their squares.
+        numbers: Factor of the values, ``1 - beta1``, ``beta2``, step size, square root of the
+            correction of the squares, epsilon.
+    """
+    native = _native(value, gradient, mean, square)
+    if native is None:
+        return False
+    count = value.numel()
+    tensors, rows = (value, gradient, mean, square), -(-count // _CHUNK)
+    native.run(_ADAMW, rows, tensors, (_CHUNK, count), numbers, count)
+    return True
+
+
+def exponentials(logits: Tensor, largest: Tensor, shrinkage: Tensor, sums: Tensor) -> None:
+    """Turn logits into exponentials relative to the largest one so far, in place.
+
+    Args:
+        logits: ``(rows, columns)``.
+        largest: ``(rows,)`` of the columns before; raised where these have a larger one.
+        shrinkage: ``(rows,)``, written: by what exponentials of before are to be multiplied.
+        sums: ``(rows,)``, written: of these exponentials.
+    """
+    native = _native(logits, largest, shrinkage, sums)
+    if native is not None:
+        tensors = (logits, largest, shrinkage, sums)
+        native.run(_EXPONENTIALS, len(logits), tensors, (logits.shape[1],), (), logits.numel())
+        return
+    raised = torch.maximum(largest, logits.amax(1))
+    shrinkage.copy_(torch.exp(largest - raised))
+    largest.copy_(raised)
+    sums.copy_(logits.sub_(largest[:, None]).exp_().sum(1))
 
 
 def widen_nf4(packed: Tensor, absmax: Tensor, out: Tensor, first: int) -> bool:

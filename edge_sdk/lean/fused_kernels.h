@@ -166,6 +166,45 @@ TARGET static void SET(add_product)(const arguments *a, int64_t begin, int64_t e
     }
 }
 
+/* One step of AdamW, in place.
+ * p: values, gradient, mean, mean square; n: numbers of a row, numbers in all;
+ * f: factor of the values, 1 - beta1, beta2, step size, square root of the correction, epsilon */
+TARGET static void SET(adamw)(const arguments *a, int64_t begin, int64_t end) {
+    const int64_t stop = end * a->n[0] < a->n[1] ? end * a->n[0] : a->n[1];
+    float *restrict value = a->p[0];
+    const float *restrict gradient = a->p[1];
+    float *restrict mean = a->p[2];
+    float *restrict square = a->p[3];
+    const float decay = a->f[0], fresh = a->f[1], kept = a->f[2], size = a->f[3];
+    const float root = a->f[4], epsilon = a->f[5];
+    for (int64_t i = begin * a->n[0]; i < stop; i++) {
+        const float g = gradient[i];
+        mean[i] += fresh * (g - mean[i]);
+        square[i] = kept * square[i] + (1.0f - kept) * g * g;
+        value[i] = decay * value[i] - size * mean[i] / (__builtin_sqrtf(square[i]) / root + epsilon);
+    }
+}
+
+/* Logits become exponentials relative to the largest one so far; see vocabulary_loss.py.
+ * p: logits, largest so far, shrinkage, sums of the exponentials; n: columns */
+TARGET static void SET(exponentials)(const arguments *a, int64_t begin, int64_t end) {
+    const int64_t width = a->n[0];
+    for (int64_t row = begin; row < end; row++) {
+        float *restrict x = (float *)a->p[0] + row * width;
+        float *largest = (float *)a->p[1] + row;
+        float top = *largest, sum = 0.0f;
+        _Pragma("omp simd reduction(max : top)") for (int64_t i = 0; i < width; i++)
+            top = x[i] > top ? x[i] : top;
+        _Pragma("omp simd reduction(+ : sum)") for (int64_t i = 0; i < width; i++) {
+            x[i] = SET(power)(x[i] - top);
+            sum += x[i];
+        }
+        ((float *)a->p[2])[row] = SET(power)(*largest - top);
+        ((float *)a->p[3])[row] = sum;
+        *largest = top;
+    }
+}
+
 /* Weights of whole blocks of 64.  p: packed, absmax, out; rows are blocks from n: first block */
 TARGET static void SET(widen_nf4)(const arguments *a, int64_t begin, int64_t end) {
     for (int64_t block = begin; block < end; block++) {
@@ -194,5 +233,6 @@ TARGET static void SET(widen_nf4)(const arguments *a, int64_t begin, int64_t end
 
 static const kernel SET(kernels)[KERNELS] = {
     SET(norm_forward),  SET(norm_backward), SET(rotate),      SET(gate_forward),
-    SET(gate_backward), SET(quantize_rows), SET(add_product), SET(widen_nf4),
+    SET(gate_backward), SET(quantize_rows), SET(add_product), SET(adamw),
+    SET(exponentials),  SET(widen_nf4),
 };

@@ -122,8 +122,9 @@ VNNI static void lay_out_columns(const arguments *a, int64_t first, uint8_t *pan
 /* Six rows of x times a panel. Every sum has a name of its own: compilers keep those in registers. */
 #define EACH_ROW(DO) DO(0) DO(1) DO(2) DO(3) DO(4) DO(5)
 #define START(i)                                                                                  \
-    __m512i s##i##0 = zero, s##i##1 = zero, s##i##2 = zero, s##i##3 = zero;                       \
-    const int8_t *x##i = x + (i < count ? i : count - 1) * stride;
+    const int8_t *x##i = x + (i < count ? i : count - 1) * stride;                                \
+    const __m512i e##i = _mm512_set1_epi32(-excess[(i < count ? i : count - 1) * groups]);        \
+    __m512i s##i##0 = e##i, s##i##1 = e##i, s##i##2 = e##i, s##i##3 = e##i;
 #define ADD(i)                                                                                    \
     {                                                                                             \
         int32_t four;                                                                             \
@@ -137,9 +138,8 @@ VNNI static void lay_out_columns(const arguments *a, int64_t first, uint8_t *pan
 #define STORE(i)                                                                                  \
     sum[i][0] = s##i##0, sum[i][1] = s##i##1, sum[i][2] = s##i##2, sum[i][3] = s##i##3;
 
-VNNI static void tile(const int8_t *x, int64_t stride, int count, const uint8_t *panel,
-                      int64_t depth, __m512i sum[ROWS][4]) {
-    const __m512i zero = _mm512_setzero_si512();
+VNNI static void tile(const int8_t *x, int64_t stride, const int32_t *excess, int64_t groups,
+                      int count, const uint8_t *panel, int64_t depth, __m512i sum[ROWS][4]) {
     EACH_ROW(START)
     for (int64_t k = 0; k < depth; k += 4, panel += 256) {
         const __m512i b0 = _mm512_loadu_si512(panel), b1 = _mm512_loadu_si512(panel + 64);
@@ -170,15 +170,14 @@ VNNI static void scaled_tile(const arguments *a, int64_t row, int count, const u
     for (int64_t group = 0; group < groups; group++) {
         const int64_t first = group * GROUP;
         __m512i sum[ROWS][4];
-        tile((const int8_t *)a->p[0] + row * depth + first, depth, count, panel + first * COLUMNS,
-             depth - first < GROUP ? depth - first : GROUP, sum);
+        tile((const int8_t *)a->p[0] + row * depth + first, depth,
+             (const int32_t *)a->p[7] + row * groups + group, groups, count,
+             panel + first * COLUMNS, depth - first < GROUP ? depth - first : GROUP, sum);
         for (int i = 0; i < count; i++) {
             const int64_t at = (row + i) * groups + group;
-            const __m512i excess = _mm512_set1_epi32(((const int32_t *)a->p[7])[at]);
             const __m512 scale = _mm512_set1_ps(((const float *)a->p[1])[at]);
             for (int j = 0; j < 4; j++)
-                total[i][j] = _mm512_fmadd_ps(
-                    _mm512_cvtepi32_ps(_mm512_sub_epi32(sum[i][j], excess)), scale, total[i][j]);
+                total[i][j] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[i][j]), scale, total[i][j]);
         }
     }
 }

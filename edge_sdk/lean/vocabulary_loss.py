@@ -10,7 +10,7 @@ from torch import Tensor
 
 from edge_sdk.errors import DataError
 from edge_sdk.lean.frozen import FrozenMatrix, PlainMatrix
-from edge_sdk.lean.fused import IntegerWeight, multiplies_integers
+from edge_sdk.lean.fused import IntegerWeight, exponentials, multiplies_integers
 from edge_sdk.lean.products import IntegerProducts, Operand
 from edge_sdk.lean.workspace import Workspace
 
@@ -186,6 +186,10 @@ class _RunningSoftmax:
         self._workspace = workspace
         self._wide = torch.promote_types(hidden.dtype, torch.float32)
         self._largest = torch.full((len(hidden),), -torch.inf, dtype=self._wide)
+        self._shrinkage, self._sums = (
+            torch.empty_like(self._largest),
+            torch.empty_like(self._largest),
+        )
         self._total = torch.zeros(len(hidden), dtype=torch.float64)
         self._target_logit = torch.zeros(len(hidden), dtype=torch.float64)
         if gradient is not None:
@@ -198,11 +202,12 @@ class _RunningSoftmax:
         block.logits(logits)
         rows, places = self._targets_within(block)
         self._target_logit[rows] = logits[rows, places].double()
-        self._raise_largest(logits.amax(1))
-        exponentials = logits.sub_(self._largest[:, None]).exp_()
-        self._total += exponentials.sum(1)
+        exponentials(logits, self._largest, self._shrinkage, self._sums)
+        self._total.mul_(self._shrinkage).add_(self._sums)
         if self._gradient is not None:
-            block.add_rows(exponentials, self._summed)
+            if float(self._shrinkage.min()) != 1.0:
+                self._summed.mul_(self._shrinkage[:, None])
+            block.add_rows(logits, self._summed)
             self._keep_target_rows(self._gradient, block, rows, places)
 
     def finish(self, share: float) -> float:
@@ -220,15 +225,6 @@ class _RunningSoftmax:
         places = self._targets - block.first
         rows = ((places >= 0) & (places < block.count)).nonzero().squeeze(1)
         return rows, places[rows]
-
-    def _raise_largest(self, candidates: Tensor) -> None:
-        largest = torch.maximum(self._largest, candidates)
-        if not torch.equal(largest, self._largest):
-            shrink = (self._largest - largest).exp_()
-            self._total *= shrink
-            if self._gradient is not None:
-                self._summed *= shrink[:, None]
-        self._largest = largest
 
     def _keep_target_rows(
         self, gradient: Tensor, block: _Block, rows: Tensor, places: Tensor
