@@ -119,9 +119,7 @@ PEFT_FP32 = Method(name="PEFT fp32, tuned", module=_PEFT, held="fp32", products=
 OURS_BF16 = Method(name="ours bf16", module=_OURS, held="bf16")
 OURS_NF4 = Method(name="ours nf4", module=_OURS, held="nf4")
 OURS_INT8 = Method(name="ours int8", module=_OURS, held="int8", products="int8", tokens_at_once=512)
-OURS_LEAN = Method(
-    name="ours nf4, int8 products", module=_OURS, held="nf4", products="int8", tokens_at_once=512
-)
+OURS_LEAN = Method(name="ours nf4, int8 products", module=_OURS, held="nf4", products="int8")
 OURS_TIGHT = replace(OURS_LEAN, name="ours tight", tokens_at_once=256, checkpointing=True)
 OURS = (OURS_LEAN, OURS_INT8, OURS_NF4, OURS_BF16)
 
