@@ -32,12 +32,15 @@ _REFUSED = 3  # exit status: the output is an error, not tokens
 _NO_LABEL = -1
 _DTYPES = {"ids": np.int32, "lengths": np.int32, "is_learned": np.uint8, "labels": np.int32}
 
+_TOKENIZERS = "transformers"  # imports them, and much else
+
 
 def tokenized_examples(data: Path, folder: Path, base: BaseModel, max_length: int) -> list[Example]:
     """Read every example of a JSONL file as tokens, without importing what tokenizes them.
 
-    The work is done in this process after all where no other can be started: in a frozen
-    application, or in one that does not say where its interpreter is.
+    The work is done in this process after all where that costs nothing, because the tokenizers
+    are here already, and where no other process can be started: in a frozen application, or in
+    one that does not say where its interpreter is.
 
     Args:
         data: JSONL file with the private examples, see :mod:`edge_sdk.data`.
@@ -51,7 +54,7 @@ def tokenized_examples(data: Path, folder: Path, base: BaseModel, max_length: in
         OutOfMemory: Memory ran out in the other process.
         DeviceError: It cannot be started, took too long, was killed or failed.
     """
-    if getattr(sys, "frozen", False) or not sys.executable:
+    if _TOKENIZERS in sys.modules or getattr(sys, "frozen", False) or not sys.executable:
         return _read(data, folder, base, max_length)
     said = _run(
         [str(data), str(folder), msgspec.json.encode(base).decode(), str(max_length)],

@@ -24,7 +24,8 @@ pytestmark = pytest.mark.processes
 def wrong_rates(tmp_path: Path, monkeypatch) -> None:
     """This device seems to have been measured, and its libraries to be half as large."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    rates = replace(assumed_rates(1), origin="measured", process_bytes=200_000_000)
+    rates = assumed_rates(1)
+    rates = replace(rates, origin="measured", lean=replace(rates.lean, process_bytes=120_000_000))
     path = microbenchmark._path(probe(), threads=1)
     path.parent.mkdir(parents=True)
     path.write_bytes(msgspec.json.encode(rates))

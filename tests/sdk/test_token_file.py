@@ -49,6 +49,18 @@ def install(monkeypatch: pytest.MonkeyPatch, folder: Path, torch: str) -> None:
     monkeypatch.setenv("PYTHONPATH", f"{folder}:{ROOT}")
 
 
+@pytest.fixture(autouse=True)
+def without_tokenizers_here(monkeypatch):
+    """Other tests imported them into this process; a device that trains has not."""
+    monkeypatch.setattr(token_file, "_TOKENIZERS", "not imported")
+
+
+def test_tokenizers_that_are_here_already_are_used(questions, tiny_llama, monkeypatch):
+    monkeypatch.setattr(token_file, "_TOKENIZERS", "sys")
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    assert token_file.tokenized_examples(questions, tiny_llama, causal_spec(), 64)
+
+
 @pytest.mark.parametrize("max_length", [LENGTH, 5])
 def test_causal_examples_are_those_of_this_process(questions, tiny_llama, max_length):
     found = tokenized_examples(questions, tiny_llama, causal_spec(), max_length)
