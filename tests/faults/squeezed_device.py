@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 
-import edge_sdk.base_model
 import edge_sdk.local_trainer
-import edge_sdk.training
+import edge_sdk.trainable_base
 from edge_sdk.cli import main
+from edge_sdk.lean.llama import Llama
+from edge_sdk.lean.trainee import LeanTrainee
 
 _BLOCK_NUMBERS = 4 << 20  # of 4 bytes
 _MOST_BLOCKS = 200  # 3.1 GiB: beyond this nothing limits this process
@@ -34,7 +35,7 @@ def squeeze() -> None:
 def squeeze_in_step_3() -> None:
     """In the third step of the process's first attempt, when its activations are there."""
     train_round = edge_sdk.local_trainer.train_round
-    add_gradients, predict = edge_sdk.training._add_gradients, edge_sdk.training.predict
+    gradients, head = LeanTrainee.gradients, Llama._head
     attempts = steps = 0
 
     def attempted(*arguments: Any, **how: Any) -> Any:
@@ -45,29 +46,28 @@ def squeeze_in_step_3() -> None:
     def counted(*arguments: Any) -> float:
         nonlocal steps
         steps += 1
-        return add_gradients(*arguments)
+        return gradients(*arguments)
 
-    def squeezed(*arguments: Any) -> Any:
-        predictions = predict(*arguments)
+    def squeezed(*arguments: Any) -> float:
         if (attempts, steps) == (1, 3):
             squeeze()
-        return predictions
+        return head(*arguments)
 
     edge_sdk.local_trainer.train_round = attempted
-    edge_sdk.training._add_gradients = counted
-    edge_sdk.training.predict = squeezed
+    LeanTrainee.gradients = counted
+    Llama._head = squeezed
 
 
 def squeeze_every_load() -> None:
     """Whenever the base has been read."""
-    load_model = edge_sdk.base_model._load_model
+    open_lean_base = edge_sdk.trainable_base.open_lean_base
 
-    def squeezed(*arguments: Any) -> Any:
-        model = load_model(*arguments)
+    def squeezed(*arguments: Any, **how: Any) -> Any:
+        base = open_lean_base(*arguments, **how)
         squeeze()
-        return model
+        return base
 
-    edge_sdk.base_model._load_model = squeezed
+    edge_sdk.trainable_base.open_lean_base = squeezed
 
 
 _WHEN: dict[str, Callable[[], None]] = {

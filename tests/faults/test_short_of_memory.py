@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-import edge_sdk.base_model
 import edge_sdk.local_trainer
+import edge_sdk.trainable_base
 from edge_sdk.client import EdgeClient
 from edge_sdk.errors import OutOfMemory
 from edge_sdk.local_plan import Allowance
@@ -115,16 +115,16 @@ def is_loading(caplog) -> bool:
 def test_memory_that_runs_out_while_the_base_loads_ends_in_a_smaller_plan(
     client, monkeypatch, caplog
 ):
-    load_model = edge_sdk.base_model._load_model
+    open_lean_base = edge_sdk.trainable_base.open_lean_base
     loads = []
 
-    def squeezed_once(*arguments):
+    def squeezed_once(*arguments, **how):
         loads.append(is_limited())
         if len(loads) == 1:
             torch.empty(1 << 60, dtype=torch.uint8)
-        return load_model(*arguments)
+        return open_lean_base(*arguments, **how)
 
-    monkeypatch.setattr(edge_sdk.base_model, "_load_model", squeezed_once)
+    monkeypatch.setattr(edge_sdk.trainable_base, "open_lean_base", squeezed_once)
     first, second = client.rounds()
     assert loads == [True, True]
     assert first.k == second.k < R
