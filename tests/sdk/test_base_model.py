@@ -39,7 +39,7 @@ def logits(model: nn.Module) -> torch.Tensor:
 @pytest.fixture
 def on_a_plain_cpu(monkeypatch):
     """As on a CPU that has no bf16 units."""
-    monkeypatch.setattr("edge_sdk.base_model.choose_compute_dtype", lambda device: torch.float32)
+    monkeypatch.setattr("edge_sdk.base_model.choose_compute_dtype", lambda *_: torch.float32)
 
 
 @pytest.fixture
@@ -123,7 +123,7 @@ def test_a_cpu_computes_in_bf16_only_where_it_has_the_units(monkeypatch, native,
 
 
 def test_a_base_that_computes_in_bf16_can_be_loaded_in_every_format(monkeypatch, tiny_llama):
-    monkeypatch.setattr("edge_sdk.base_model.choose_compute_dtype", lambda device: torch.bfloat16)
+    monkeypatch.setattr("edge_sdk.base_model.choose_compute_dtype", lambda *_: torch.bfloat16)
     for quantization in ("nf4", "bf16"):
         base = load_base(tiny_llama, causal_spec(), quantization, threads=1)
         assert base.model(input_ids=IDS).logits.dtype == base.compute_dtype == torch.bfloat16

@@ -25,6 +25,8 @@ def test_the_server_runs_without_training_code():
     of_the_sdk = {name for name in modules if name.startswith("edge_sdk.")}
     assert of_the_sdk == {
         "edge_sdk.errors",
+        "edge_sdk.lean",
+        "edge_sdk.lean.eligibility",
         "edge_sdk.model_folder",
         "edge_sdk.model_shape",
         "edge_sdk.peft_folder",
