@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import msgspec
 import torch
 
-from edge_sdk.lean.fused import library
+from edge_sdk.lean.native import library
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

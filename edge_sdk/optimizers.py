@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from edge_sdk.lean.fused import adamw_step
+from edge_sdk.lean.row_operations import adamw_step
 
 
 class Optimizer(Protocol):

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from edge_sdk.lean.fused import PackedHeads, attend, attend_back, attends
+from edge_sdk.lean.packed_attention import PackedHeads, attend, attend_back, attends
 from edge_sdk.lean.workspace import Workspace
 
 

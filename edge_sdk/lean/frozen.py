@@ -8,8 +8,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from edge_sdk.lean.fused import NF4_BLOCK, IntegerWeight
+from edge_sdk.lean.integer_products import IntegerWeight
 from edge_sdk.lean.nf4 import decode_nf4
+from edge_sdk.lean.row_operations import NF4_BLOCK
 
 
 class FrozenMatrix(Protocol):

@@ -1,7 +1,7 @@
 /* One-pass operations on fp32 rows: what plain torch needs several passes over memory for.
  *
  * Every kernel of fused_kernels.h is compiled for the instruction sets named below;
- * fused_start() picks one. Nothing here allocates. Loaded through ctypes, see fused.py.
+ * fused_start() picks one. Nothing here allocates. Loaded through ctypes, see native.py.
  */
 #include <stdint.h>
 #include <stddef.h>

@@ -12,8 +12,8 @@ from torch import Tensor
 from edge_sdk.errors import ModelError
 from edge_sdk.execution import ProductFormat, Quantization
 from edge_sdk.lean.frozen import FrozenMatrix, Int8Matrix, Nf4Matrix, PlainMatrix
-from edge_sdk.lean.fused import NF4_BLOCK
 from edge_sdk.lean.nf4 import quantize_nf4
+from edge_sdk.lean.row_operations import NF4_BLOCK
 from edge_sdk.lean.tensor_file import Part, TensorSpec
 
 _CHUNK = 1 << 20  # numbers converted at once

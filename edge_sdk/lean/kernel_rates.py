@@ -10,11 +10,12 @@ import torch
 
 from edge_sdk.heap import release_freed_memory
 from edge_sdk.lean.frozen import FrozenMatrix, Int8Matrix, Nf4Matrix, PlainMatrix
-from edge_sdk.lean.fused import gate_backward, gate_forward, library
 from edge_sdk.lean.kernels import tiny_lean_round, why_integers_unusable
+from edge_sdk.lean.native import library
 from edge_sdk.lean.nf4 import quantize_nf4
 from edge_sdk.lean.products import IntegerProducts, Operand
 from edge_sdk.lean.rates import LeanRates
+from edge_sdk.lean.row_operations import gate_backward, gate_forward
 from edge_sdk.lean.workspace import Workspace
 
 _ROWS, _FEW_ROWS, _IN, _OUT = 256, 16, 768, 2048

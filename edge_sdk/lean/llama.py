@@ -17,10 +17,16 @@ from edge_sdk.execution import ProductFormat
 from edge_sdk.lean.architecture import Architecture
 from edge_sdk.lean.attention import PackedAttention
 from edge_sdk.lean.frozen import FrozenMatrix
-from edge_sdk.lean.fused import gate_backward, gate_forward, norm_backward, norm_forward, rotate
 from edge_sdk.lean.packing import PackedBatch
 from edge_sdk.lean.products import IntegerProducts, Operand, Products, WideProducts
 from edge_sdk.lean.ranks import Ranks
+from edge_sdk.lean.row_operations import (
+    gate_backward,
+    gate_forward,
+    norm_backward,
+    norm_forward,
+    rotate,
+)
 from edge_sdk.lean.vocabulary_loss import vocabulary_loss
 from edge_sdk.lean.workspace import Workspace
 

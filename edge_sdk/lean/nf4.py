@@ -13,7 +13,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from edge_sdk.lean.fused import NF4_BLOCK, widen_nf4
+from edge_sdk.lean.row_operations import NF4_BLOCK, widen_nf4
 
 NF4_CODE = (
     -1.0,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from edge_sdk.lean.frozen import FrozenMatrix, Int8Matrix, PlainMatrix
-from edge_sdk.lean.fused import (
+from edge_sdk.lean.integer_products import (
     GROUP,
     Integers,
     IntegerWeight,

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from edge_sdk.errors import DataError
 from edge_sdk.lean.frozen import FrozenMatrix, PlainMatrix
-from edge_sdk.lean.fused import IntegerWeight, exponentials, multiplies_integers
+from edge_sdk.lean.integer_products import IntegerWeight, multiplies_integers
 from edge_sdk.lean.products import IntegerProducts, Operand
+from edge_sdk.lean.row_operations import exponentials
 from edge_sdk.lean.workspace import Workspace
 
 CHUNK = 1024

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from edge_sdk.lean import attention
 from edge_sdk.lean.attention import PackedAttention
-from edge_sdk.lean.fused import PackedHeads, attends
+from edge_sdk.lean.packed_attention import PackedHeads, attends
 from edge_sdk.lean.workspace import Workspace
 
 LENGTHS = [[1], [5, 1, 7], [6, 64, 65], [130], [33, 200]]

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from edge_sdk.lean import fused, products
+from edge_sdk.lean import native, products
 from edge_sdk.lean.frozen import FrozenMatrix, Int8Matrix, Nf4Matrix, PlainMatrix
+from edge_sdk.lean.integer_products import GROUP, multiplies_integers
 from edge_sdk.lean.products import IntegerProducts, Operand, WideProducts
 from edge_sdk.lean.workspace import Workspace
 
@@ -16,7 +17,7 @@ WHOLE = [(64, 64), (128, 192), (64, 448)]
 ODD = [(48, 96), (64, 96), (96, 64), (8, 40)]
 ROWS = [1, 2, 5, 6, 7, 13, 18, 61]
 needs_native = pytest.mark.skipif(
-    fused.library() is None or not fused.library().multiplies_integers,
+    native.library() is None or not native.library().multiplies_integers,
     reason="no kernels for this machine",
 )
 
@@ -34,7 +35,7 @@ def generator(seed: int = 0) -> torch.Generator:
 def integers(*shape: int, seed: int = 0) -> Tensor:
     """Random ones, int64, of which each group of a row holds a 127 or -127."""
     found = torch.randint(-127, 128, shape, generator=generator(seed))
-    found[:, :: fused.GROUP] = torch.where(torch.arange(shape[0]) % 2 == 0, 127, -127)[:, None]
+    found[:, ::GROUP] = torch.where(torch.arange(shape[0]) % 2 == 0, 127, -127)[:, None]
     return found
 
 
@@ -78,7 +79,7 @@ def exact(x: Tensor, g: Tensor, values: Tensor, scale: Tensor) -> tuple[Tensor, 
 def test_products_are_those_of_64_bit_integers(kind, d_out, d_in, rows, threads):
     torch.set_num_threads(threads)
     weight, values, scale = held(kind, d_out, d_in)
-    assert fused.multiplies_integers(weight.as_integers())
+    assert multiplies_integers(weight.as_integers())
     torch.testing.assert_close(weight.as_integers().scale, scale, rtol=0, atol=0)
     x, g = integers(rows, d_in, seed=5), integers(rows, d_out, seed=6)
     y, dx = multiply(x.float(), g.float() / scale, weight)
@@ -92,7 +93,7 @@ def test_products_are_those_of_64_bit_integers(kind, d_out, d_in, rows, threads)
 @pytest.mark.parametrize("rows", [1, 7, 18, 61])
 def test_sizes_of_no_whole_panels_take_another_way_to_the_same_numbers(kind, d_out, d_in, rows):
     weight, values, scale = held(kind, d_out, d_in)
-    assert not fused.multiplies_integers(weight.as_integers())
+    assert not multiplies_integers(weight.as_integers())
     x, g = integers(rows, d_in, seed=5), integers(rows, d_out, seed=6)
     y, dx = multiply(x.float(), g.float() / scale, weight)
     expected = exact(x, g, values, scale)

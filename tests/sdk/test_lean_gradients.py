@@ -14,7 +14,7 @@ import torch
 
 from edge_sdk.data import collate
 from edge_sdk.example import Example
-from edge_sdk.lean import fused
+from edge_sdk.lean import native
 from edge_sdk.lean.base import LeanBase
 from edge_sdk.training import train_round
 from edge_sdk.wire.messages import TrainingSpec
@@ -40,7 +40,7 @@ pytestmark = pytest.mark.filterwarnings(
 )
 EXACT = 1e-5
 LAYERS = 3
-needs_native = pytest.mark.skipif(fused.library() is None, reason="no kernels were compiled")
+needs_native = pytest.mark.skipif(native.library() is None, reason="no kernels were compiled")
 
 
 @pytest.fixture(scope="module")
@@ -229,7 +229,7 @@ def test_without_compiled_kernels_the_gradients_are_the_same(folder_of, family, 
     folder, examples = folder_of(family), examples_of()
     base, adapter = open_base(folder), adapter_of(folder)
     slices = random_arrays(adapter, K)
-    monkeypatch.setattr(fused, "library", lambda: None)
+    monkeypatch.setattr(native, "library", lambda: None)
     expected = peft_gradients(hugging_face(folder, torch.float64), adapter, slices, examples)
     check_close(lean_gradients(base, adapter, slices, examples), expected, EXACT)
 
@@ -238,7 +238,7 @@ MASKED = """
 import sys
 from pathlib import Path
 import numpy as np
-from edge_sdk.lean import fused
+from edge_sdk.lean import native
 from tests.sdk.lean_parts import K, adapter_of, examples_of, lean_gradients, open_base
 from tests.sdk.parts import random_arrays
 
@@ -246,7 +246,7 @@ folder = Path(sys.argv[1])
 adapter = adapter_of(folder)
 found = lean_gradients(open_base(folder), adapter, random_arrays(adapter, K), examples_of())
 np.savez(sys.argv[2], **found)
-print(fused.library().width, fused.library().multiplies_integers)
+print(native.library().width, native.library().multiplies_integers)
 """
 
 

@@ -14,7 +14,6 @@ from edge_sdk.execution import Execution
 from edge_sdk.lean.agreement import layer_agreement
 from edge_sdk.lean.architecture import read_architecture
 from edge_sdk.lean.frozen import FrozenMatrix, Int8Matrix, Nf4Matrix, PlainMatrix
-from edge_sdk.lean.fused import library
 from edge_sdk.lean.llama import Frozen, Llama, input_groups
 from edge_sdk.lean.memory_need import (
     Passes,
@@ -23,6 +22,7 @@ from edge_sdk.lean.memory_need import (
     lean_memory_need,
     tokens_at_once,
 )
+from edge_sdk.lean.native import library
 from edge_sdk.lean.nf4 import quantize_nf4
 from edge_sdk.lean.packing import pack
 from edge_sdk.lean.prepared import open_prepared
