@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from itertools import cycle
 
+from bench.step_parts import StepParts
 from bench.train_methods import (
     LEARNING_RATE,
     Method,
@@ -57,15 +58,14 @@ def stepper(
         base.architecture.shape.num_layers if method.checkpointing else 0,
     )
     optimizer = AdamW(trainee.parameters(), LEARNING_RATE, weight_decay=0.0)
-    parts_s = dict[str, float]()
+    parts, parts_s = StepParts(), dict[str, float]()
 
     def step() -> float:
-        started = time.perf_counter()
+        parts.take()
         loss = trainee.gradients(next(batches))
-        passed = time.perf_counter()
+        started = time.perf_counter()
         optimizer.step()
-        parts_s["gradients"] = passed - started
-        parts_s["optimizer"] = time.perf_counter() - passed
+        parts_s.update(parts.take(), optimizer=time.perf_counter() - started)
         return loss
 
     return Trainer(step=step, parts_s=parts_s)

@@ -70,7 +70,7 @@ def _add_parts(table: Table, series: Series) -> None:
     parts = series.fastest.parts_s
     if not parts:
         return
-    rest = {"rest": series.step_s - sum(parts.values())}
+    rest = {"norms, rotation, gates, keeping": series.step_s - sum(parts.values())}
     for part, seconds in {**parts, **rest}.items():
         table.add_row(series.method.name, part, f"{seconds:.3f}", f"{seconds / series.step_s:.0%}")
 
