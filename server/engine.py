@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -16,6 +17,7 @@ WRITING: Mapping[str, bool] = {"is_writing": True}
 """Execution options of a connection whose transactions write."""
 
 _BUSY_TIMEOUT_MS = 10_000
+_SWITCH_PAUSE_S = 0.01
 _RETRY_AFTER_S = 2.0
 _CONNECTIONS = 48  # above the worker threads of one process, so that none waits for another's
 
@@ -47,11 +49,24 @@ def _set_up_sqlite(connection: sqlite3.Connection, _record: object) -> None:
     connection.isolation_level = None  # the driver's own BEGIN would come too late
     for pragma in (
         f"busy_timeout = {_BUSY_TIMEOUT_MS}",
-        "journal_mode = WAL",
         "synchronous = FULL",
         "foreign_keys = ON",
     ):
         connection.execute(f"PRAGMA {pragma}")
+    _write_ahead(connection)
+
+
+def _write_ahead(connection: sqlite3.Connection) -> None:
+    """Switch the file to a write-ahead log, waiting for another who does, as SQLite does not."""
+    deadline = time.monotonic() + _BUSY_TIMEOUT_MS / 1000
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(_SWITCH_PAUSE_S)
 
 
 def _begin_sqlite(connection: Connection) -> None:

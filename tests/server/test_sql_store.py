@@ -1,11 +1,13 @@
 import sqlite3
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as NotYet  # a class of its own in Python 3.10
 from dataclasses import replace
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import create_engine, text
+from sqlalchemy import create_engine, make_url, text
 
 from edge_sdk.errors import ConfigError, ServerBusy, StorageError
 from server import engine, tables
@@ -266,6 +268,18 @@ def test_migrations_build_exactly_the_tables_the_code_expects(store, address):
         context = MigrationContext.configure(connection, opts={"compare_type": True})
         assert compare_metadata(context, tables.metadata) == []
     plain.dispose()
+
+
+def test_opening_waits_for_another_who_switches_the_new_file_to_a_log(address):
+    rival = sqlite3.connect(make_url(address).database, isolation_level=None)
+    rival.execute("BEGIN IMMEDIATE")  # what the switch holds, and SQLite refuses without a wait
+    with ThreadPoolExecutor() as pool:
+        opening = pool.submit(open_store, address)
+        with pytest.raises(NotYet):
+            opening.result(timeout=0.3)
+        rival.execute("ROLLBACK")
+        opening.result(timeout=30).close()
+    rival.close()
 
 
 def test_opening_from_several_threads_at_once_migrates_once(address):
