@@ -11,6 +11,7 @@ from edge_sdk.cost import Correction, Cost
 from edge_sdk.errors import StorageError
 from edge_sdk.execution import Quantization
 from edge_sdk.whole_file import write_whole
+from edge_sdk.wire.typed_json import decode_json
 
 _FILE = "calibration.json"
 
@@ -65,7 +66,7 @@ class Calibration:
 
     def _read(self) -> dict[str, Correction]:
         try:
-            return msgspec.json.decode(self._path.read_bytes(), type=dict[str, Correction])
+            return decode_json(self._path.read_bytes(), dict[str, Correction])
         except (OSError, msgspec.DecodeError):
             return {}
 

@@ -10,6 +10,7 @@ import msgspec
 import platformdirs
 
 from edge_sdk.errors import ConfigError, StorageError
+from edge_sdk.wire.typed_json import decode_json
 
 _FILE = "device.json"
 
@@ -47,7 +48,7 @@ def load_identity(folder: Path) -> Identity | None:
     """
     path = folder / _FILE
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Identity)
+        return decode_json(path.read_bytes(), Identity)
     except FileNotFoundError:
         return None
     except (OSError, msgspec.DecodeError) as error:

@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 
 from edge_sdk.whole_file import write_whole
+from edge_sdk.wire.typed_json import decode_json
 
 _FILE = "link.json"
 _LEAST_BYTES = 64 << 10  # below, an exchange measures the latency
@@ -49,7 +50,7 @@ class LinkMeter:
 def load_link(folder: Path) -> Link:
     """Return the link as it was last measured; unknown if it never was, or the file is damaged."""
     try:
-        return msgspec.json.decode((folder / _FILE).read_bytes(), type=Link)
+        return decode_json((folder / _FILE).read_bytes(), Link)
     except (OSError, msgspec.DecodeError):
         return Link()
 

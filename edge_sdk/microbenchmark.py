@@ -16,6 +16,7 @@ from edge_sdk.device import DeviceReport, fingerprint
 from edge_sdk.errors import DeviceError
 from edge_sdk.rates import Rates, assumed_rates
 from edge_sdk.whole_file import write_whole
+from edge_sdk.wire.typed_json import decode_json
 
 _LIBRARIES = ("edge-sdk", "torch", "transformers", "bitsandbytes")
 _TIMEOUT_S = 300.0  # a slow board imports torch for a minute
@@ -24,7 +25,7 @@ _TIMEOUT_S = 300.0  # a slow board imports torch for a minute
 def known_rates(report: DeviceReport, threads: int) -> Rates:
     """Return what was measured here before with these libraries, or cautious assumptions."""
     try:
-        return msgspec.json.decode(_path(report, threads).read_bytes(), type=Rates)
+        return decode_json(_path(report, threads).read_bytes(), Rates)
     except (OSError, msgspec.DecodeError):  # never measured, or by another version
         return assumed_rates(threads)
 
@@ -49,7 +50,7 @@ def measure_rates(report: DeviceReport, threads: int) -> Rates:
         ) from error
     lines = done.stdout.splitlines()
     try:
-        rates = msgspec.json.decode(lines[-1] if lines else b"", type=Rates)
+        rates = decode_json(lines[-1] if lines else b"", Rates)
     except msgspec.DecodeError:
         said = done.stderr.decode(errors="replace").strip().splitlines()
         raise DeviceError(

@@ -18,6 +18,7 @@ from typing import Literal, TypeVar
 import msgspec
 
 from edge_sdk.errors import ProfileError
+from edge_sdk.wire.typed_json import decode_json
 
 FOLDERS_VARIABLE = "EDGE_SDK_PROFILES"
 """Environment variable with folders of own profiles, separated like those of ``PATH``."""
@@ -344,7 +345,7 @@ def profile_schema() -> bytes:
 
 def _read(path: Path) -> DeviceProfile:
     try:
-        return msgspec.json.decode(path.read_bytes(), type=DeviceProfile)
+        return decode_json(path.read_bytes(), DeviceProfile)
     except OSError as error:
         raise ProfileError(f"device profile {path} cannot be read: {error.strerror}") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from edge_sdk.errors import DeviceError, EdgeError, OutOfMemory, by_code
 from edge_sdk.example import Example
 from edge_sdk.wire.messages import BaseModel
+from edge_sdk.wire.typed_json import decode_json
 
 _START_S = 300.0  # a slow board imports transformers for a minute
 _SLOWEST_BYTES_PER_S = 10_000
@@ -70,7 +71,7 @@ def main() -> int:
     with os.fdopen(os.dup(1), "wb") as reply:
         os.dup2(2, 1)
         try:
-            spec = msgspec.json.decode(base, type=BaseModel)
+            spec = decode_json(base, BaseModel)
             said = _encode(_read(Path(data), Path(folder), spec, int(max_length)))
         except Exception as error:
             reply.write(_error_reply(error))

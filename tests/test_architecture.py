@@ -58,6 +58,7 @@ PURE = [
     "edge_sdk/model_shape.py",
     "edge_sdk/wire/messages.py",
     "edge_sdk/wire/payload.py",
+    "edge_sdk/wire/typed_json.py",
     "server/rounds.py",
     "server/cohort.py",
     "server/aggregation.py",
@@ -120,6 +121,23 @@ def test_nothing_reads_or_writes_pickle():
     assert files
     named = {name.split(".")[0] for file in files for name in _imports(file)}
     assert named & {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"} == set()
+
+
+def test_typed_json_is_decoded_in_one_place_that_threads_may_share():
+    typed = [
+        str(file.relative_to(ROOT))
+        for folder in ("edge_sdk", "server")
+        for file in (ROOT / folder).rglob("*.py")
+        for call in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(call, ast.Call) and _is_typed_decoding(call)
+    ]
+    assert typed == ["edge_sdk/wire/typed_json.py"]
+
+
+def _is_typed_decoding(call: ast.Call) -> bool:
+    name = ast.unparse(call.func)
+    has_type = any(keyword.arg == "type" for keyword in call.keywords)
+    return name == "msgspec.json.Decoder" or (name == "msgspec.json.decode" and has_type)
 
 
 def _heavy_of(module: str) -> set[str]:

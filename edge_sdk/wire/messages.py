@@ -15,6 +15,7 @@ import msgspec
 
 from edge_sdk.errors import ConfigError, MalformedMessage, ProtocolMismatch
 from edge_sdk.sketch import check_sizes
+from edge_sdk.wire.typed_json import decode_json
 
 PROTOCOL = 1
 """Version of messages, payloads and endpoints; both sides refuse any other."""
@@ -450,7 +451,7 @@ def decode_message(kind: type[Message], body: bytes) -> Message:
         MalformedMessage: The body is not JSON, or not of this form; says which field.
     """
     try:
-        return msgspec.json.decode(body, type=kind)
+        return decode_json(body, kind)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise MalformedMessage(f"not a valid {kind.__name__}: {error}") from error
 
