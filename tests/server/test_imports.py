@@ -36,6 +36,7 @@ def test_the_server_runs_without_training_code():
         "edge_sdk.wire",
         "edge_sdk.wire.messages",
         "edge_sdk.wire.payload",
+        "edge_sdk.wire.typed_json",
     }
 
 
