@@ -50,9 +50,8 @@ def draw_indices(r: int, k: int, rng: np.random.Generator) -> Indices:
     Source:
         FSLoRA, arXiv:2501.19389, random-k sketching.
     """
-    check_sizes(r, k)
-    raw = np.asarray(rng.bit_generator.random_raw(r))
-    return np.sort(np.argsort(raw, kind="stable")[:k]).astype(np.int64)
+    drawn: Indices = _draw(r, k, 1, rng)[0]
+    return drawn
 
 
 def draw_sketch(seed: int, r: int, k: int, layers: int) -> list[Indices]:
@@ -68,12 +67,12 @@ def draw_sketch(seed: int, r: int, k: int, layers: int) -> list[Indices]:
         ``layers`` index sets of length ``k``.
     """
     rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed)))
-    return [draw_indices(r, k, rng) for _ in range(layers)]
+    return list(_draw(r, k, layers, rng))
 
 
 def take(B: Matrix, A: Matrix, indices: Indices) -> tuple[Matrix, Matrix]:
     """Copy the ranks one sketch selects: ``(d_out, r), (r, d_in) -> (d_out, k), (k, d_in)``."""
-    return B[:, indices], A[indices]
+    return np.take(B, indices, axis=1), A[indices]
 
 
 def scatter_add(
@@ -96,6 +95,13 @@ def scatter_add(
 def lora_scaling(lora_alpha: float, r: int, use_rslora: bool = False) -> float:
     """Return ``alpha / r``, or ``alpha / sqrt(r)`` for rank-stabilized LoRA, at the global rank."""
     return float(lora_alpha / (np.sqrt(r) if use_rslora else r))
+
+
+def _draw(r: int, k: int, layers: int, rng: np.random.Generator) -> Indices:
+    """Return ``(layers, k)``: what drawing one layer after another gives."""
+    check_sizes(r, k)
+    raw = np.asarray(rng.bit_generator.random_raw(layers * r)).reshape(layers, r)
+    return np.sort(np.argsort(raw, axis=1, kind="stable")[:, :k], axis=1).astype(np.int64)
 
 
 def sketched_scaling(lora_alpha: float, r: int, k: int, use_rslora: bool = False) -> float:

@@ -5,9 +5,19 @@ from __future__ import annotations
 from dataclasses import replace
 
 from edge_sdk.sketch import derive_seed
-from server.cohort import has_free_seat
+from server.lookup import find_last_adapter
 from server.rounds import Round
 from server.store import AssignmentRow, TaskRow, Transaction
+
+
+def has_work(tx: Transaction, task: TaskRow, current: Round, device_id: str) -> bool:
+    """Say whether a round has work for a device: its own of before, or a place in the cohort."""
+    number = current.number
+    if current.state != "open" or tx.accepted(task.name, number, device_id) is not None:
+        return False
+    if tx.assignment(task.name, number, device_id) is not None:
+        return True
+    return tx.count_seats(task.name, number, current.stretch_at) < task.spec.policy.cohort_size
 
 
 def assign(
@@ -26,24 +36,22 @@ def assign(
     Returns:
         ``None`` if the round is over for this device, or takes no more devices.
     """
-    number = current.number
-    if current.state != "open" or tx.accepted(task.name, number, device_id) is not None:
+    if not has_work(tx, task, current, device_id):
         return None
+    number = current.number
     before = tx.assignment(task.name, number, device_id)
     if before is not None:
         return _at_most(tx, before, k)
-    assigned_at = {row.device_id: row.assigned_at for row in tx.assignments(task.name, number)}
-    accepted = {row.device_id for row in tx.updates(task.name, number)}
-    if not has_free_seat(task.spec.policy, assigned_at, accepted, current.stretch_at):
-        return None
+    is_balanced = task.spec.policy.sketching == "balanced"
     row = AssignmentRow(
         task=task.name,
         round_number=number,
         device_id=device_id,
         k=k,
         seed=derive_seed(task.seed, number, device_id),
-        adapter_version=tx.adapters(task.name)[-1].version,
+        adapter_version=find_last_adapter(tx, task.name).version,
         assigned_at=now,
+        drawn_from=tx.take_draws(task.name, k) if is_balanced else None,
     )
     tx.add_assignment(row)
     return row

@@ -1,4 +1,4 @@
-"""Close a round: freeze it when due, fold its updates, publish the next adapter version.
+"""Close a round: freeze it when due, combine its updates, publish the next adapter version.
 
 Each step can be repeated: a process that is killed anywhere starts again at the state the
 database shows and comes to the same bytes.
@@ -7,18 +7,26 @@ database shows and comes to the same bytes.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from edge_sdk.wire import payload
-from edge_sdk.wire.messages import TaskSpec
 from server.adapters import AdapterShelf, indices_of
-from server.aggregation import WeightedUpdate, fold, update_weight
-from server.blobs import BlobFolder
-from server.lookup import find_adapter, find_round, find_task
+from server.aggregation import WeightedUpdate, update_weight
+from server.blobs import Blobs
+from server.combining import combine
+from server.failpoints import hit
+from server.lookup import find_adapter, find_counted, find_round, find_task
+from server.optimizer_state import State, decode_state, encode_state
 from server.rounds import Round, close_round, next_state
-from server.store import AdapterRow, AssignmentRow, Store, UpdateRow
+from server.server_optimizers import step
+from server.standing import store_round
+from server.store import AdapterRow, AssignmentRow, Store, TaskRow, Transaction, UpdateRow
 
 log = logging.getLogger(__name__)
+
+Work = Sequence[tuple[UpdateRow, AssignmentRow]]
+"""The updates of a round, each with the server's own record of what it is of."""
 
 
 class Closing:
@@ -32,7 +40,7 @@ class Closing:
     """
 
     def __init__(
-        self, store: Store, blobs: BlobFolder, shelf: AdapterShelf, clock: Callable[[], float]
+        self, store: Store, blobs: Blobs, shelf: AdapterShelf, clock: Callable[[], float]
     ) -> None:
         self._store = store
         self._blobs = blobs
@@ -52,37 +60,31 @@ class Closing:
         """Move an open round to the state it must have now; the first transaction of closing."""
         now = self._clock()
         with self._store.write() as tx:
-            policy = find_task(tx, task).spec.policy
+            row = find_task(tx, task)
             before = find_round(tx, task, number)
-            after = next_state(before, tx.count_updates(task, number), policy, now)
-            if after != before:
-                tx.update_round(after)
+            after = next_state(before, tx.count_updates(task, number), row.spec.policy, now)
+            store_round(tx, row, after)
+            if after.state == "closing":
+                hit("before-freeze-commit")
+        if after.state == "closing":
+            hit("after-freeze-commit")
         if after != before:
             log.info("round %d of %s: %s", number, task, _change(after))
         return after
 
     def aggregate(self, task: str, number: int) -> AdapterRow:
-        """Write the next adapter version of a frozen round; no table knows it yet."""
+        """Write the next adapter version of a frozen round; no table knows it yet.
+
+        If all its updates are quarantined, the next version is the one before, unchanged.
+        """
         with self._store.read() as tx:
-            spec = find_task(tx, task).spec
-            assignments = {row.device_id: row for row in tx.assignments(task, number)}
-            updates = tx.updates(task, number)
-            work = [(row, assignments[row.device_id]) for row in updates]
-            before = find_adapter(tx, task, work[0][1].adapter_version)
-        after = fold(
-            self._shelf.read(spec.adapter, before),
-            spec.adapter,
-            spec.policy.server_lr,
-            self._read_updates(spec, work),
-        )
-        return self._shelf.write(
-            spec.adapter,
-            after,
-            task=task,
-            version=before.version + 1,
-            round_number=number,
-            now=self._clock(),
-        )
+            row = find_task(tx, task)
+            before = find_adapter(tx, task, number - 1)  # every round makes one version
+            work = find_counted(tx, task, number)
+            participation = _participation(tx, row, number)
+        if not work:
+            return replace(before, version=number, round_number=number, created_at=self._clock())
+        return self._write_next(row, before, self._read_updates(row, work, participation))
 
     def publish(self, task: str, number: int, row: AdapterRow) -> None:
         """Close a frozen round with its adapter version; the second transaction of closing."""
@@ -92,21 +94,65 @@ class Closing:
                 return  # another process was faster, with the same bytes
             tx.add_adapter(row)
             tx.update_round(close_round(current, row.version))
+            hit("before-publish-commit")
+        hit("after-publish-commit")
         log.info("round %d of %s: closed with adapter version %d", number, task, row.version)
 
+    def _write_next(
+        self, task: TaskRow, before: AdapterRow, updates: Iterator[WeightedUpdate]
+    ) -> AdapterRow:
+        """Move an adapter version by the updates of a round and store the next, durably."""
+        spec = task.spec
+        mean = combine(spec, updates)
+        adapter = self._shelf.read(spec.adapter, before)
+        after, state = step(adapter, mean, spec, self._read_state(task, before))
+        hit("before-adapter-kept")
+        row = self._shelf.write(
+            spec.adapter,
+            after,
+            task=task.name,
+            version=before.version + 1,
+            round_number=before.version + 1,
+            now=self._clock(),
+        )
+        if state is not None:
+            row = replace(row, optimizer_digest=self._blobs.put(encode_state(state)))
+        hit("after-adapter-kept")
+        return row
+
+    def _read_state(self, task: TaskRow, before: AdapterRow) -> State | None:
+        if before.optimizer_digest is None:
+            return None
+        return decode_state(self._blobs.read(before.optimizer_digest), task.spec)
+
     def _read_updates(
-        self, spec: TaskSpec, work: list[tuple[UpdateRow, AssignmentRow]]
+        self, task: TaskRow, work: Work, participation: Mapping[str, float]
     ) -> Iterator[WeightedUpdate]:
-        """Read one update at a time, in the order of the device ids."""
+        """Read one update at a time, in the order given."""
+        spec = task.spec
         for update, assignment in work:
             body = self._blobs.read(update.digest)
             shapes = payload.adapter_shapes(spec.adapter, assignment.k)
-            arrays, _ = payload.decode(body, shapes, spec.adapter.wire_dtype)
             yield WeightedUpdate(
-                arrays=arrays,
-                indices=indices_of(spec.adapter, assignment),
-                weight=update_weight(spec.policy.weighting, update.examples),
+                arrays=payload.view(body, shapes, spec.adapter.wire_dtype),
+                indices=indices_of(task.seed, spec, assignment),
+                weight=update_weight(
+                    spec.aggregation,
+                    examples=update.examples,
+                    participation=participation.get(update.device_id, 1.0),
+                    staleness=update.staleness,
+                ),
             )
+
+
+def _participation(tx: Transaction, task: TaskRow, number: int) -> dict[str, float]:
+    """Return each device's share of the rounds since its first one, if the weights need it."""
+    if task.spec.aggregation.weighting != "inverse_probability":
+        return {}
+    return {
+        device: count / (number - first + 1)
+        for device, (count, first) in tx.participation(task.name).items()
+    }
 
 
 def _change(after: Round) -> str:

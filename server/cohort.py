@@ -1,8 +1,6 @@
-"""Who gets work in a round, and at which sketch size."""
+"""At which sketch size a device gets work."""
 
 from __future__ import annotations
-
-from collections.abc import Collection, Mapping
 
 from edge_sdk.errors import ConfigError
 from edge_sdk.sketch import largest_sketch
@@ -22,27 +20,3 @@ def choose_sketch_size(policy: RoundPolicy, affordable_k: int) -> int:
             f"k={min(policy.sketch_sizes)}: free memory on the device, or use a smaller one"
         )
     return k
-
-
-def has_free_seat(
-    policy: RoundPolicy,
-    assigned_at: Mapping[str, float],
-    accepted: Collection[str],
-    stretch_at: float,
-) -> bool:
-    """Say whether the cohort of a round takes one more device.
-
-    A device that let a whole stretch of a prolonged round pass without an update no longer holds
-    its seat, or a cohort of dropped devices would block the task for ever. Its assignment stays
-    valid.
-
-    Args:
-        policy: Of the task.
-        assigned_at: When each assigned device got its work.
-        accepted: Devices whose update is durable.
-        stretch_at: When the round was opened or last prolonged.
-    """
-    taken = sum(
-        device in accepted or seconds >= stretch_at for device, seconds in assigned_at.items()
-    )
-    return taken < policy.cohort_size

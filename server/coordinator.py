@@ -5,38 +5,42 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from pathlib import Path
+from functools import partial
 
-from edge_sdk.errors import RoundClosed, WrongBaseModel
+from edge_sdk.errors import StorageError, WrongBaseModel
 from edge_sdk.wire.messages import (
     AdapterInfo,
     Assignment,
     BaseModel,
     CheckIn,
     CheckInReply,
-    Enrolment,
-    EnrolRequest,
     Receipt,
     RoundStatus,
     TaskSpec,
     check_protocol,
 )
 from server.adapters import AdapterShelf
-from server.assigning import assign
-from server.auth import Gate
-from server.blobs import BlobFolder, Upload
+from server.assigning import assign, has_work
+from server.blobs import Blobs, Upload
 from server.closing import Closing
 from server.cohort import choose_sketch_size
+from server.counting import find_destination
+from server.failpoints import hit
 from server.lookup import find_adapter, find_assignment, find_round, find_task
-from server.rounds import Round, is_finished, may_open_next, next_state, open_round
-from server.store import AdapterRow, AssignmentRow, DeviceRow, Store, TaskRow, Transaction
+from server.rounds import Round, is_finished
+from server.standing import due_round, store_round
+from server.store import AdapterRow, AssignmentRow, Store
 from server.submission import Submission
 
 log = logging.getLogger(__name__)
 
+_CLOSING_S = 0.25
+"""Seconds a device is told to stay away while a round is being closed."""
+
 Clock = Callable[[], float]
+ByteStream = Callable[[int, int], Iterator[bytes]]
 
 
 class Coordinator:
@@ -48,32 +52,26 @@ class Coordinator:
         clock: Seconds since 1970.
         poll_s: When a waiting device is told to come back.
         wake: Set after an accepted update, for whoever calls :meth:`advance`.
+        publish: Told the task of every round that was looked at; makes new versions known.
     """
 
     def __init__(
         self,
         store: Store,
-        blobs: BlobFolder,
+        blobs: Blobs,
         clock: Clock = time.time,
         poll_s: float = 2.0,
         wake: threading.Event | None = None,
+        publish: Callable[[str], None] = lambda _task: None,
     ) -> None:
         self._store = store
         self._blobs = blobs
         self._clock = clock
         self._poll_s = poll_s
         self._shelf = AdapterShelf(blobs)
-        self._gate = Gate(store, clock)
         self._submission = Submission(store, blobs, clock, (wake or threading.Event()).set)
         self._closing = Closing(store, blobs, self._shelf, clock)
-
-    def enrol(self, request: EnrolRequest) -> Enrolment:
-        """Give a new device its identity; see :meth:`server.auth.Gate.enrol`."""
-        return self._gate.enrol(request)
-
-    def authenticate(self, device_token: str | None) -> DeviceRow:
-        """Return the device of a token; see :meth:`server.auth.Gate.authenticate`."""
-        return self._gate.authenticate(device_token)
+        self._publish = publish
 
     def tasks(self) -> list[str]:
         """Return the names of all tasks."""
@@ -103,25 +101,36 @@ class Coordinator:
         """
         check_protocol(message.protocol)
         now = self._clock()
-        with self._store.write() as tx:
+        with self._store.read() as tx:  # most devices ask while there is nothing for them to do
             task = find_task(tx, task_name)
             _check_base(task.spec.base, message)
             k = choose_sketch_size(task.spec.policy, message.affordable_k)
-            current = _current_round(tx, task, now)
-            if is_finished(current, task.spec.policy):
-                return CheckInReply(state="finished", round_number=current.number)
+            current = due_round(tx, task, now)
+            if current == tx.round(task.name, current.number):
+                if is_finished(current, task.spec.policy):
+                    return CheckInReply(state="finished", round_number=current.number)
+                if not has_work(tx, task, current, device_id):
+                    return self._wait(current)
+        with self._store.write() as tx:
+            current = due_round(tx, task, now)
+            store_round(tx, task, current)
             before = tx.assignment(task.name, current.number, device_id)
             row = assign(tx, task, current, device_id, k, now)
+            hit("before-assignment-commit")
+        hit("after-assignment-commit")
         if row is None:
-            return CheckInReply(
-                state="wait", round_number=current.number, retry_after_s=self._poll_s
-            )
+            return self._wait(current)
         _log_if_smaller(before, row)
         return CheckInReply(
             state="assigned",
             round_number=current.number,
             assignment=_as_message(row, task.spec, max(0.0, current.deadline_at - now)),
         )
+
+    def _wait(self, current: Round) -> CheckInReply:
+        """Ask a device to come back: soon if the next round is about to open."""
+        pause_s = min(self._poll_s, _CLOSING_S) if current.state == "closing" else self._poll_s
+        return CheckInReply(state="wait", round_number=current.number, retry_after_s=pause_s)
 
     def slice_for(self, device_id: str, task: str, number: int) -> bytes:
         """Return the tensor body of a device's assignment and count the download.
@@ -132,15 +141,16 @@ class Coordinator:
             RoundClosed: Its result would come too late.
         """
         with self._store.read() as tx:
-            spec = find_task(tx, task).spec
-            current = find_round(tx, task, number)
+            row = find_task(tx, task)
+            find_round(tx, task, number)
             assignment = find_assignment(tx, task, number, device_id)
-            if current.state != "open":
-                raise RoundClosed(f"round {number} of {task!r} is over: check in for the next one")
+            find_destination(tx, row, assignment, self._clock())
             adapter = find_adapter(tx, task, assignment.adapter_version)
-        body = self._shelf.slice(spec.adapter, adapter, assignment)
+        body = self._shelf.slice(row, adapter, assignment)
         with self._store.write() as tx:
             tx.add_download(assignment, len(body))
+            hit("before-download-commit")
+        hit("after-download-commit")
         return body
 
     def open_upload(self) -> AbstractContextManager[Upload]:
@@ -151,10 +161,14 @@ class Coordinator:
         """Return the most bytes an update may have; see :meth:`Submission.expect`."""
         return self._submission.expect(device_id, task, number)
 
+    def find_receipt(self, device_id: str, task: str, number: int, digest: str) -> Receipt | None:
+        """Return the receipt of an accepted update; see :meth:`Submission.find_receipt`."""
+        return self._submission.find_receipt(device_id, task, number, digest)
+
     def accept_update(
         self, device_id: str, task: str, number: int, upload: Upload, content_digest: str | None
     ) -> Receipt:
-        """Make an update durable and count it once; see :meth:`Submission.accept`."""
+        """Make an update durable, once; see :meth:`Submission.accept`."""
         return self._submission.accept(device_id, task, number, upload, content_digest)
 
     def round_status(self, task: str, number: int) -> RoundStatus:
@@ -167,7 +181,8 @@ class Coordinator:
         with self._store.read() as tx:
             find_task(tx, task)
             current = find_round(tx, task, number)
-            assigned, accepted = len(tx.assignments(task, number)), tx.count_updates(task, number)
+            assigned = tx.count_assignments(task, number)
+            accepted = tx.count_updates(task, number)
         is_open = current.state == "open"
         return RoundStatus(
             round_number=number,
@@ -188,16 +203,19 @@ class Coordinator:
             find_task(tx, task)
             return [_as_info(row) for row in tx.adapters(task)]
 
-    def adapter_file(self, task: str, version: int) -> tuple[AdapterInfo, Path]:
-        """Return one version and where its tensor file is.
+    def adapter_body(self, task: str, version: int) -> tuple[AdapterInfo, ByteStream]:
+        """Return one version, and what yields the bytes of its tensor file between two places.
 
         Raises:
             NotFound: No such task or version.
+            StorageError: The file is gone, or no longer of its size.
         """
         with self._store.read() as tx:
             find_task(tx, task)
             row = find_adapter(tx, task, version)
-        return _as_info(row), self._blobs.path(row.digest)
+        if self._blobs.size(row.digest) != row.size_bytes:
+            raise StorageError(f"the tensor file {row.digest} was damaged: restore it")
+        return _as_info(row), partial(self._blobs.stream, row.digest)
 
     def unfinished(self) -> list[tuple[str, int]]:
         """Return task and number of every round that is not closed."""
@@ -205,8 +223,11 @@ class Coordinator:
             return [(row.task, row.number) for row in tx.unfinished_rounds()]
 
     def advance(self, task: str, number: int) -> None:
-        """Do what is due for one round; see :meth:`Closing.advance`."""
-        self._closing.advance(task, number)
+        """Do what is due for one round, unless another process is at it; see :class:`Closing`."""
+        with self._store.exclusive(f"closing {task}") as is_held:
+            if is_held:
+                self._closing.advance(task, number)
+                self._publish(task)
 
 
 def _check_base(base: BaseModel, message: CheckIn) -> None:
@@ -215,20 +236,6 @@ def _check_base(base: BaseModel, message: CheckIn) -> None:
             f"the device holds weights with SHA-256 {message.base_digest[:12]}…, the task needs "
             f"{base.model} with {base.digest[:12]}…: fetch that model"
         )
-
-
-def _current_round(tx: Transaction, task: TaskRow, now: float) -> Round:
-    """Return the latest round as it must be now, opening the next one if it is time."""
-    policy = task.spec.policy
-    last = tx.last_round(task.name)
-    if last is None or may_open_next(last, policy):
-        opened = open_round(task.name, last.number + 1 if last else 1, policy, now)
-        tx.add_round(opened)
-        return opened
-    due = next_state(last, tx.count_updates(task.name, last.number), policy, now)
-    if due != last:
-        tx.update_round(due)
-    return due
 
 
 def _log_if_smaller(before: AssignmentRow | None, after: AssignmentRow) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from edge_sdk.errors import NotAssigned, NotFound
 from server.rounds import Round
-from server.store import AdapterRow, AssignmentRow, TaskRow, Transaction
+from server.store import AdapterRow, AssignmentRow, TaskRow, Transaction, UpdateRow
 
 
 def find_task(tx: Transaction, name: str) -> TaskRow:
@@ -43,6 +43,18 @@ def find_adapter(tx: Transaction, task: str, version: int) -> AdapterRow:
     return found
 
 
+def find_last_adapter(tx: Transaction, task: str) -> AdapterRow:
+    """Return the latest adapter version of an existing task.
+
+    Raises:
+        NotFound: There is none.
+    """
+    found = tx.last_adapter(task)
+    if found is None:
+        raise NotFound(f"task {task!r} has no adapter version")
+    return found
+
+
 def find_assignment(tx: Transaction, task: str, number: int, device_id: str) -> AssignmentRow:
     """Return the work of a device in an existing round.
 
@@ -53,3 +65,17 @@ def find_assignment(tx: Transaction, task: str, number: int, device_id: str) -> 
     if found is None:
         raise NotAssigned(f"this device has no work in round {number} of {task!r}: check in first")
     return found
+
+
+def find_counted(tx: Transaction, task: str, number: int) -> list[tuple[UpdateRow, AssignmentRow]]:
+    """Return what the mean of a round is made of: each update with the record of its work.
+
+    They come in the order of :meth:`server.store.RoundTransaction.updates`.
+    """
+    updates = [row for row in tx.updates(task, number) if row.quarantine is None]
+    work = {
+        (row.round_number, row.device_id): row
+        for origin in {update.round_number for update in updates}
+        for row in tx.assignments(task, origin)
+    }
+    return [(update, work[update.round_number, update.device_id]) for update in updates]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from edge_sdk.wire.messages import RoundState
-from server.lookup import find_task
+from server.lookup import find_last_adapter, find_task
 from server.store import Store, Transaction
 
 
@@ -44,6 +44,8 @@ class DeviceReport:
         loss: Mean training loss over its local steps.
         seconds: Wall time of its local steps.
         peak_rss_bytes: Peak memory of its process.
+        counted_in: The round whose mean its update is part of; a later one if it came late.
+        quarantine: Why its update is part of no mean, if it is not.
     """
 
     device_id: str
@@ -55,11 +57,16 @@ class DeviceReport:
     loss: float | None
     seconds: float | None
     peak_rss_bytes: int | None
+    counted_in: int | None
+    quarantine: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoundReport:
-    """One round with its devices, by device id; times in seconds since 1970."""
+    """One round with its devices, by device id; times in seconds since 1970.
+
+    ``accepted`` are the updates in its mean, those of older rounds too.
+    """
 
     round_number: int
     state: RoundState
@@ -106,15 +113,14 @@ def _task_report(tx: Transaction, name: str) -> TaskReport:
         r=spec.adapter.r,
         rounds=spec.policy.rounds,
         closed=sum(row.state == "closed" for row in tx.rounds(name)),
-        adapter_version=tx.adapters(name)[-1].version,
+        adapter_version=find_last_adapter(tx, name).version,
     )
 
 
 def _devices(tx: Transaction, task: str, number: int) -> list[DeviceReport]:
-    updates = {row.device_id: row for row in tx.updates(task, number)}
     reports = []
     for row in tx.assignments(task, number):
-        device, update = tx.device(row.device_id), updates.get(row.device_id)
+        device, update = tx.device(row.device_id), tx.accepted(task, number, row.device_id)
         reports.append(
             DeviceReport(
                 device_id=row.device_id,
@@ -126,6 +132,8 @@ def _devices(tx: Transaction, task: str, number: int) -> list[DeviceReport]:
                 loss=update.loss if update else None,
                 seconds=update.seconds if update else None,
                 peak_rss_bytes=update.peak_rss_bytes if update else None,
+                counted_in=update.counted_in if update and update.quarantine is None else None,
+                quarantine=update.quarantine if update else None,
             )
         )
     return reports

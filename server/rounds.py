@@ -56,7 +56,8 @@ def next_state(current: Round, accepted: int, policy: RoundPolicy, now: float) -
     """Return the round as it must be at ``now``.
 
     An open round is frozen as soon as the quorum is there, or at its deadline with at least
-    ``min_updates``. With fewer it gets another full length: no accepted update is lost.
+    ``min_updates``. With fewer it gets another full length: no accepted update is lost. So it
+    does when the clock was set back: a deadline far ahead would hold it up.
 
     Args:
         current: The round as it is stored.
@@ -68,9 +69,9 @@ def next_state(current: Round, accepted: int, policy: RoundPolicy, now: float) -
         return current
     if accepted >= policy.quorum:
         return replace(current, state="closing")
-    if now < current.deadline_at:
+    if current.stretch_at <= now < current.deadline_at:
         return current
-    if accepted >= policy.min_updates:
+    if now >= current.deadline_at and accepted >= policy.min_updates:
         return replace(current, state="closing")
     return replace(current, stretch_at=now, deadline_at=now + policy.deadline_s)
 

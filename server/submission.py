@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from edge_sdk.errors import MalformedPayload, RoundClosed, UpdateConflict
+from edge_sdk.errors import MalformedPayload, ServerBusy, UpdateConflict
 from edge_sdk.wire import payload
 from edge_sdk.wire.messages import Receipt, TaskSpec, UpdateReport, check_protocol, decode_message
 from server.aggregation import check_magnitude
-from server.blobs import BlobFolder, Upload
+from server.blobs import Blobs, Upload
+from server.counting import Destination, find_destination
+from server.failpoints import hit
 from server.lookup import find_assignment, find_round, find_task
 from server.rounds import next_state
-from server.store import AssignmentRow, Store, Transaction, UpdateRow
+from server.screening import update_norm, why_too_large
+from server.standing import store_round
+from server.store import AssignmentRow, Store, TaskRow, Transaction, UpdateRow
+
+log = logging.getLogger(__name__)
 
 _DECODED_AT_ONCE = 2
+_RETRY_AFTER_S = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Place:
-    """The round an update is for, and who sends it."""
+    """The round an update was trained for, and who sends it."""
 
     task: str
     number: int
@@ -44,7 +52,7 @@ class Submission:
     def __init__(
         self,
         store: Store,
-        blobs: BlobFolder,
+        blobs: Blobs,
         clock: Callable[[], float],
         wake: Callable[[], None],
     ) -> None:
@@ -61,23 +69,39 @@ class Submission:
             NotFound: No such task or round.
             NotAssigned: The device has no work in the round.
             RoundClosed: Too late, and there is no earlier update to repeat.
+            ServerBusy: Late, and the round it will count in is not open yet.
         """
         place = _Place(task=task, number=number, device_id=device_id)
         with self._store.read() as tx:
-            spec, assignment = _work(tx, place)
+            row, assignment = _work(tx, place)
             if tx.accepted(task, number, device_id) is None:
-                _check_open(tx, place, spec, self._clock())
-        return payload.body_limit(spec.adapter, assignment.k)
+                _open_destination(tx, row, assignment, self._clock())
+        return payload.body_limit(row.spec.adapter, assignment.k)
+
+    def find_receipt(self, device_id: str, task: str, number: int, digest: str) -> Receipt | None:
+        """Return the receipt of an update that was accepted before.
+
+        Raises:
+            NotFound: No such task or round.
+            NotAssigned: The device has no work in the round.
+            UpdateConflict: Another update of the device was accepted before.
+        """
+        place = _Place(task=task, number=number, device_id=device_id)
+        with self._store.read() as tx:
+            _work(tx, place)
+            return _receipt(place, digest) if _is_repeated(tx, place, digest) else None
 
     def accept(
         self, device_id: str, task: str, number: int, upload: Upload, content_digest: str | None
     ) -> Receipt:
         """Make an update durable; the same bytes again get the same receipt.
 
+        An update whose numbers are larger than the task allows is kept, and part of no mean.
+
         Args:
             device_id: Who sends it.
             task: Name of the task.
-            number: Of the round.
+            number: Of the round it was trained for.
             upload: The complete body.
             content_digest: The ``Content-Digest`` header.
 
@@ -87,6 +111,7 @@ class Submission:
             DigestMismatch: The body is not what was announced.
             UpdateConflict: Another update of the device was accepted before.
             RoundClosed: Too late.
+            ServerBusy: Late, and the round it will count in is not open yet.
             MalformedPayload: Not the tensors of the assignment, such as those of the larger one
                 it was before the device stepped down.
             MalformedMessage: No valid report inside.
@@ -98,56 +123,43 @@ class Submission:
             body = upload.read()
             digest = payload.check_content_digest(body, content_digest)
             with self._store.read() as tx:
-                spec, assignment = _work(tx, place)
+                found, assignment = _work(tx, place)
                 if _is_repeated(tx, place, digest):
                     return _receipt(place, digest)
-                _check_open(tx, place, spec, self._clock())
-            report = _check_body(place, spec, assignment.k, body)
-        size_bytes = len(body)
-        del body
+                _open_destination(tx, found, assignment, self._clock())
+            row = _check_body(place, found.spec, assignment.k, body, digest, self._clock())
+            del body
+        hit("before-update-kept")
         self._blobs.keep(upload, digest)
-        self._record(place, spec, assignment.k, digest, size_bytes, report)
+        hit("after-update-kept")
+        self._record(place, assignment.k, row)
         self._wake()
         return _receipt(place, digest)
 
-    def _record(
-        self,
-        place: _Place,
-        spec: TaskSpec,
-        k: int,
-        digest: str,
-        size_bytes: int,
-        report: UpdateReport,
-    ) -> None:
+    def _record(self, place: _Place, k: int, row: UpdateRow) -> None:
         """Count a durable update of sketch size ``k`` once; freeze the round at the quorum."""
         now = self._clock()
-        row = UpdateRow(
-            task=place.task,
-            round_number=place.number,
-            device_id=place.device_id,
-            digest=digest,
-            size_bytes=size_bytes,
-            examples=report.examples,
-            loss=report.loss,
-            seconds=report.seconds,
-            peak_rss_bytes=report.peak_rss_bytes,
-            accepted_at=now,
-        )
         with self._store.write() as tx:
-            if _is_repeated(tx, place, digest):
+            if _is_repeated(tx, place, row.digest):
                 return
-            _check_open(tx, place, spec, now)
-            _check_still(tx, place, k)
+            task, assignment = _work(tx, place)
+            destination = _open_destination(tx, task, assignment, now)
+            _check_still(place, assignment.k, k)
+            number = destination.round.number
+            current = tx.round(task.name, number) or destination.round
+            row = replace(row, counted_in=number, staleness=destination.staleness)
             tx.add_update(row)
-            current = find_round(tx, place.task, place.number)
-            accepted = tx.count_updates(place.task, place.number)
-            tx.update_round(next_state(current, accepted, spec.policy, now))
+            accepted = tx.count_updates(task.name, number)
+            store_round(tx, task, next_state(current, accepted, task.spec.policy, now))
+            hit("before-update-commit")
+        hit("after-update-commit")
+        _log_if_special(place, row)
 
 
-def _work(tx: Transaction, place: _Place) -> tuple[TaskSpec, AssignmentRow]:
-    spec = find_task(tx, place.task).spec
+def _work(tx: Transaction, place: _Place) -> tuple[TaskRow, AssignmentRow]:
+    task = find_task(tx, place.task)
     find_round(tx, place.task, place.number)
-    return spec, find_assignment(tx, place.task, place.number, place.device_id)
+    return task, find_assignment(tx, place.task, place.number, place.device_id)
 
 
 def _is_repeated(tx: Transaction, place: _Place, digest: str) -> bool:
@@ -161,28 +173,36 @@ def _is_repeated(tx: Transaction, place: _Place, digest: str) -> bool:
     return before is not None
 
 
-def _check_open(tx: Transaction, place: _Place, spec: TaskSpec, now: float) -> None:
-    """Refuse an update for a round that is frozen, or due to be although nobody looked yet."""
-    current = find_round(tx, place.task, place.number)
-    accepted = tx.count_updates(place.task, place.number)
-    if next_state(current, accepted, spec.policy, now).state != "open":
-        raise RoundClosed(f"{place.text} takes no more updates: check in for the next one")
+def _open_destination(
+    tx: Transaction, task: TaskRow, assignment: AssignmentRow, now: float
+) -> Destination:
+    """Return the open round in which an update counts that arrives now."""
+    destination = find_destination(tx, task, assignment, now)
+    if destination.round.state != "open":
+        raise ServerBusy(
+            f"round {destination.round.number} of {task.name!r} is being closed; the update of "
+            f"round {assignment.round_number} counts in the next one: send it again",
+            _RETRY_AFTER_S,
+        )
+    return destination
 
 
-def _check_still(tx: Transaction, place: _Place, k: int) -> None:
+def _check_still(place: _Place, k_now: int, k: int) -> None:
     """Refuse tensors of a size that was right when they were checked, and no longer is.
 
     The round is folded with the size that is stored, so what is recorded must have that size.
     """
-    now = find_assignment(tx, place.task, place.number, place.device_id).k
-    if now != k:
+    if k_now != k:
         raise MalformedPayload(
-            f"the update has k={k}, but while it was sent the device stepped down to k={now} in "
+            f"the update has k={k}, but while it was sent the device stepped down to k={k_now} in "
             f"{place.text}: fetch the slice again and train that"
         )
 
 
-def _check_body(place: _Place, spec: TaskSpec, k: int, body: bytes) -> UpdateReport:
+def _check_body(
+    place: _Place, spec: TaskSpec, k: int, body: bytes, digest: str, now: float
+) -> UpdateRow:
+    """Return the row of an update that is what was assigned, as if it came in time."""
     shapes = payload.adapter_shapes(spec.adapter, k)
     try:
         update, message = payload.decode(body, shapes, spec.adapter.wire_dtype)
@@ -193,8 +213,41 @@ def _check_body(place: _Place, spec: TaskSpec, k: int, body: bytes) -> UpdateRep
         ) from error
     report = decode_message(UpdateReport, message)
     check_protocol(report.protocol)
-    check_magnitude(update, spec.policy.server_lr)
-    return report
+    check_magnitude(update, spec.aggregation.server_lr)
+    norm = update_norm(update)
+    return UpdateRow(
+        task=place.task,
+        round_number=place.number,
+        device_id=place.device_id,
+        digest=digest,
+        size_bytes=len(body),
+        examples=report.examples,
+        loss=report.loss,
+        seconds=report.seconds,
+        peak_rss_bytes=report.peak_rss_bytes,
+        accepted_at=now,
+        counted_in=place.number,
+        norm=norm,
+        quarantine=why_too_large(norm, spec.aggregation),
+    )
+
+
+def _log_if_special(place: _Place, row: UpdateRow) -> None:
+    if row.quarantine is not None:
+        log.warning(
+            "%s: the update of device %s is quarantined: %s",
+            place.text,
+            place.device_id,
+            row.quarantine,
+        )
+    if row.counted_in != row.round_number:
+        log.info(
+            "%s: the late update of device %s counts in round %d, %d versions behind",
+            place.text,
+            place.device_id,
+            row.counted_in,
+            row.staleness,
+        )
 
 
 def _receipt(place: _Place, digest: str) -> Receipt:

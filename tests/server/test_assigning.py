@@ -10,8 +10,9 @@ from edge_sdk.errors import ConfigError
 from edge_sdk.sketch import draw_sketch, largest_sketch
 from edge_sdk.wire import payload
 from server.adapters import indices_of
+from server.balanced import balanced_sketch
 from server.reports import round_reports
-from tests.server.tasks import ready, tiny_spec
+from tests.server.tasks import SEED, in_parallel, ready, tiny_spec
 
 
 @pytest.fixture
@@ -125,7 +126,7 @@ def test_the_slice_of_the_smaller_sketch_has_the_ranks_its_record_says(site, spe
     arrays, _ = payload.decode(part, payload.adapter_shapes(spec.adapter, 2))
     ranks = draw_sketch(row.seed, spec.adapter.r, 2, len(spec.adapter.layers))
     for layer, mine, theirs in zip(
-        spec.adapter.layers, ranks, indices_of(spec.adapter, row), strict=True
+        spec.adapter.layers, ranks, indices_of(SEED, spec, row), strict=True
     ):
         name = f"{layer.name}.lora_A"
         np.testing.assert_array_equal(arrays[name], site.master(spec, 0)[name][mine])
@@ -147,3 +148,103 @@ def test_stepping_down_is_in_the_log_once(site, spec, caplog):
         check_in(site, "a", affordable_k)
     lines = [record.getMessage() for record in caplog.records if "stepped" in record.message]
     assert lines == ["round 1 of tiny: device a stepped down from k=8 to k=2"]
+
+
+def balanced(site, **policy):
+    spec = site.add_task(tiny_spec("even", **{"sketching": "balanced", "rounds": 9, **policy}))
+    return spec, lambda device, affordable_k: site.coordinator.check_in(
+        device, "even", ready(affordable_k)
+    )
+
+
+def work_of(site, device, number=1):
+    with site.store.read() as tx:
+        return tx.assignment("even", number, device)
+
+
+def test_balanced_draws_of_a_cohort_follow_each_other_in_the_stream(site):
+    _, ask = balanced(site, cohort_size=4, quorum=1)
+    for device, affordable_k in zip("abcd", (4, 1, 8, 2), strict=True):
+        ask(site.add_device(device), affordable_k)
+    rows = [work_of(site, device) for device in "abcd"]
+    assert [(row.k, row.drawn_from) for row in rows] == [(4, 0), (1, 4), (8, 5), (2, 13)]
+
+
+def test_a_balanced_cohort_that_draws_r_ranks_trains_each_one_once_in_every_layer(site):
+    """Also in the next rounds, and after the server was started anew."""
+    spec, _ = balanced(site, cohort_size=4, quorum=4)
+    for device in "abcd":
+        site.add_device(device)
+    for number in (1, 2, 3):
+        for device in "abcd":
+            site.train(device, spec, seed=1, affordable_k=2)
+        sketches = [indices_of(SEED, spec, work_of(site, x, number)) for x in "abcd"]
+        for layer in range(len(spec.adapter.layers)):
+            assert sorted(np.concatenate([x[layer] for x in sketches])) == list(range(8))
+        site = site.restarted()
+        site.advance()
+    site.store.close()
+
+
+def test_stepping_down_keeps_the_place_in_the_draws_and_takes_no_more_of_them(site):
+    spec, ask = balanced(site)
+    site.add_device("a")
+    ask(site.add_device("b"), 4)
+    ask("a", 8)
+    larger = indices_of(SEED, spec, work_of(site, "a"))
+    for affordable_k in (8, 3, 3, 1):
+        ask("a", affordable_k)
+        assert work_of(site, "a").drawn_from == 4
+        smaller = indices_of(SEED, spec, work_of(site, "a"))
+        assert all(set(x) <= set(y) for x, y in zip(smaller, larger, strict=True))
+        larger = smaller
+    ask(site.add_device("c"), 1)
+    assert work_of(site, "c").drawn_from == 12
+
+
+def test_devices_that_come_at_once_draw_apart(site):
+    _, ask = balanced(site, cohort_size=8, quorum=1)
+    devices = [site.add_device(f"d{i}") for i in range(8)]
+    in_parallel([lambda d=device: ask(d, 2) for device in devices])
+    assert sorted(work_of(site, device).drawn_from for device in devices) == list(range(0, 16, 2))
+
+
+def test_a_device_that_gets_no_seat_draws_nothing(site):
+    _, ask = balanced(site, cohort_size=1, quorum=1)
+    ask(site.add_device("a"), 4)
+    assert ask(site.add_device("b"), 4).state == "wait"
+    with site.store.write() as tx:
+        assert tx.take_draws("even", 0) == 4
+
+
+def test_an_independent_task_draws_nothing_from_the_stream(site, spec):
+    check_in(site, "a", 8)
+    assert stored(site).drawn_from is None
+    with site.store.write() as tx:
+        assert tx.take_draws("tiny", 0) == 0
+
+
+def test_the_slice_of_balanced_work_has_the_ranks_its_record_says(site):
+    spec, ask = balanced(site, cohort_size=2, quorum=2)
+    ask(site.add_device("b"), 1)
+    ask(site.add_device("a"), 4)
+    arrays, _ = payload.decode(
+        site.coordinator.slice_for("a", "even", 1), payload.adapter_shapes(spec.adapter, 4)
+    )
+    sketch = balanced_sketch(SEED, 8, 4, 2, 1, 4)
+    for layer, ranks in zip(spec.adapter.layers, sketch, strict=True):
+        name = f"{layer.name}.lora_A"
+        np.testing.assert_array_equal(arrays[name], site.master(spec, 0)[name][ranks])
+
+
+def test_an_accepted_update_keeps_its_seat_through_every_stretch(site):
+    spec = site.add_task(tiny_spec(cohort_size=2, quorum=2, min_updates=2, deadline_s=100.0))
+    for name in "abcd":
+        site.add_device(name)
+    site.train("a", spec, seed=1)
+    check_in(site, "b", 8)
+    for device in "cd":
+        site.clock.now += 100
+        assert check_in(site, device, 8).state == "assigned"
+        assert check_in(site, "b", 8).state == "assigned", "its work stays valid"
+        assert {check_in(site, x, 8).state for x in "cd" if x > device} <= {"wait"}

@@ -67,6 +67,23 @@ def test_a_round_that_cannot_be_closed_is_logged_and_does_not_hold_up_others(sit
     assert state(site, "broken") == "closing"
 
 
+def test_a_round_that_cannot_be_closed_is_tried_less_and_less_often_until_it_can(site, caplog):
+    caplog.set_level(logging.ERROR)
+    spec = site.add_task(tiny_spec(cohort_size=1, quorum=1))
+    site.train(site.add_device("a"), spec, seed=1)
+    (info,) = site.coordinator.adapters("tiny")
+    path = site.blobs.path(info.digest)
+    whole = path.read_bytes()
+    path.write_bytes(b"damaged")
+    closer = Closer(site.coordinator, threading.Event(), tick_s=0.01)
+    closer.start()
+    time.sleep(0.5)
+    path.write_bytes(whole)
+    wait_until(lambda: state(site) == "closed")
+    closer.stop()
+    assert 2 <= caplog.text.count("round 1 of tiny cannot be closed now") <= 7
+
+
 def test_stopping_waits_for_the_thread(site):
     closer = Closer(site.coordinator, threading.Event(), tick_s=3600.0)
     closer.start()

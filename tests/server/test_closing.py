@@ -11,8 +11,11 @@ from edge_sdk.errors import RoundClosed, StorageError
 from edge_sdk.sketch import draw_sketch
 from edge_sdk.wire import payload
 from edge_sdk.wire.messages import AdapterSpec, LayerSpec
+from server.adapters import indices_of
 from server.closing import Closing
-from tests.server.tasks import Site, random_arrays, ready, tiny_spec, update_body
+from server.optimizer_state import decode_state
+from server.store import AdapterRow
+from tests.server.tasks import SEED, Site, random_arrays, ready, tiny_spec, update_body
 from tests.server.test_blobs import disk_refuses_files_beyond
 
 SIZES = {"a": 1, "b": 4, "c": 8}
@@ -102,27 +105,43 @@ def closing_of(site) -> Closing:
     return Closing(site.store, site.blobs, site.coordinator._shelf, site.clock)
 
 
-def nothing(site):
+def nothing(site, number=1):
     pass
 
 
-def frozen(site):
-    assert closing_of(site).freeze_if_due("tiny", 1).state == "closing"
+def frozen(site, number=1):
+    assert closing_of(site).freeze_if_due("tiny", number).state == "closing"
 
 
-def aggregated_but_not_published(site):
-    frozen(site)
-    closing_of(site).aggregate("tiny", 1)
+def aggregated_but_not_published(site, number=1):
+    frozen(site, number)
+    closing_of(site).aggregate("tiny", number)
 
 
-def adapter_half_written(site):
-    frozen(site)
+def adapter_half_written(site, number=1):
+    frozen(site, number)
     with pytest.raises(StorageError), disk_refuses_files_beyond(1000):
-        closing_of(site).aggregate("tiny", 1)
+        closing_of(site).aggregate("tiny", number)
 
 
-def published(site):
-    closing_of(site).advance("tiny", 1)
+def state_not_written(site, number=1):
+    """The adapter is stored; the disk is full when the optimizer's state comes."""
+    frozen(site, number)
+    put, bodies = site.blobs.put, []
+
+    def put_one(body):
+        bodies.append(body)
+        if len(bodies) > 1:
+            raise StorageError("the disk is full")
+        return put(body)
+
+    site.blobs.put = put_one
+    with pytest.raises(StorageError, match="full"):
+        closing_of(site).aggregate("tiny", number)
+
+
+def published(site, number=1):
+    closing_of(site).advance("tiny", number)
 
 
 @pytest.mark.parametrize(
@@ -133,6 +152,153 @@ def test_a_restart_at_any_point_comes_to_the_same_adapter(tmp_path, expected, un
     site = prepared(tmp_path / "disturbed")
     until(site)
     assert adapter_after(site.restarted()) == expected
+
+
+def last_row_of_two_rounds(folder, spec, until) -> AdapterRow:
+    """Run two rounds of three devices; in the second one the server is killed at some point."""
+    site = prepared(folder, spec=spec)
+    site.advance()
+    for device in "cab":
+        site.train(device, spec, seed=7 * ord(device), affordable_k=SIZES[device])
+    until(site, 2)
+    site = site.restarted()
+    site.advance()
+    with site.store.read() as tx:
+        row = tx.last_adapter("tiny")
+    assert row.version == 2
+    if row.optimizer_digest is not None:
+        decode_state(site.blobs.read(row.optimizer_digest), spec)
+    site.store.close()
+    return row
+
+
+@pytest.mark.parametrize(
+    "until",
+    [frozen, adapter_half_written, state_not_written, aggregated_but_not_published, published],
+)
+@pytest.mark.parametrize("server_optimizer", ["momentum", "adam"])
+def test_a_restart_at_any_point_comes_to_the_same_adapter_and_optimizer_state(
+    tmp_path, server_optimizer, until
+):
+    """With balanced draws, screening and weights by participation as well."""
+    spec = tiny_spec(
+        server_optimizer=server_optimizer,
+        sketching="balanced",
+        stragglers="fold",
+        weighting="inverse_probability",
+        max_norm_ratio=1.02,
+    )
+    peace = last_row_of_two_rounds(tmp_path / "peace", spec, nothing)
+    war = last_row_of_two_rounds(tmp_path / "war", spec, until)
+    assert war == peace
+    assert peace.optimizer_digest is not None
+
+
+def by_hand(site, spec, number, weight_of):
+    """The mean of a round, from its rows: dense masks, float64, one device after the other.
+
+    ``weight_of`` gives the weight of an update row.
+    """
+    total = dict.fromkeys(payload.adapter_shapes(spec.adapter, spec.adapter.r), 0.0)
+    with site.store.read() as tx:
+        rows = [row for row in tx.updates("tiny", number) if row.quarantine is None]
+        work = [tx.assignment("tiny", row.round_number, row.device_id) for row in rows]
+    for row, record in zip(rows, work, strict=True):
+        shapes = payload.adapter_shapes(spec.adapter, record.k)
+        arrays, _ = payload.decode(site.blobs.read(row.digest), shapes)
+        share = weight_of(row) / sum(weight_of(other) for other in rows)
+        sketch = indices_of(SEED, spec, record)
+        for layer, ranks in zip(spec.adapter.layers, sketch, strict=True):
+            S = np.eye(spec.adapter.r)[ranks]
+            A, B = f"{layer.name}.lora_A", f"{layer.name}.lora_B"
+            total[A] = total[A] + share * S.T @ arrays[A]
+            total[B] = total[B] + share * arrays[B] @ S
+        for dense in spec.adapter.dense:
+            total[dense.name] = total[dense.name] + share * arrays[dense.name]
+    return total
+
+
+def assert_moved(site, spec, number, by):
+    before, after = site.master(spec, number - 1), site.master(spec, number)
+    for name, array in after.items():
+        np.testing.assert_allclose(array, before[name] + by[name], rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("sketching", ["independent", "balanced"])
+@pytest.mark.parametrize("exponent", [0.0, 0.5, 2.0])
+def test_a_late_update_weighs_by_its_staleness_on_the_ranks_of_its_own_record(
+    tmp_path, sketching, exponent
+):
+    """b has two updates in round 3: one of round 1, two versions behind, at another k."""
+    spec = tiny_spec(stragglers="fold", quorum=2, sketching=sketching, staleness_exponent=exponent)
+    site = Site(tmp_path)
+    site.add_task(spec)
+    for device in "abc":
+        site.add_device(device)
+    site.coordinator.check_in("b", "tiny", ready(4))
+    for number in (1, 2):
+        for device in "ac":
+            site.train(device, spec, seed=number, affordable_k=SIZES[device])
+        site.advance()
+    site.train("b", spec, seed=5, affordable_k=2)
+    site.submit("b", "tiny", 1, update_body(spec, 4, seed=6))
+    site.advance()
+    with site.store.read() as tx:
+        found = [(x.device_id, x.round_number, x.staleness) for x in tx.updates("tiny", 3)]
+    assert found == [("b", 3, 0), ("b", 1, 2)]
+    by = by_hand(site, spec, 3, lambda row: (1 + row.staleness) ** -exponent)
+    assert_moved(site, spec, 3, by)
+    site.store.close()
+
+
+def test_weights_by_participation_are_one_over_the_share_of_rounds(tmp_path):
+    """After three rounds: a was in all, b in two of three, c came in the last one."""
+    spec = tiny_spec(weighting="inverse_probability", cohort_size=3, quorum=3, deadline_s=100.0)
+    site = Site(tmp_path)
+    site.add_task(spec)
+    for device in "abc":
+        site.add_device(device)
+    for number, devices in enumerate(("ab", "a", "abc"), 1):
+        for device in devices:
+            site.train(device, spec, seed=number * ord(device), affordable_k=SIZES[device])
+        site.clock.now += 100
+        site.advance()
+    weights = {"a": 1.0, "b": 1.5, "c": 1.0}
+    assert_moved(site, spec, 3, by_hand(site, spec, 3, lambda row: weights[row.device_id]))
+    site.store.close()
+
+
+def test_the_median_of_a_round_is_taken_if_the_task_says_so(tmp_path):
+    spec = tiny_spec(combination="median", sketch_sizes=[8])
+    site = Site(tmp_path)
+    site.add_task(spec)
+    for device in "abc":
+        site.train(site.add_device(device), spec, seed=ord(device))
+    site.advance()
+    updates = [random_arrays(spec.adapter, 8, ord(device)) for device in "abc"]
+    by = {name: np.median([x[name] for x in updates], axis=0) for name in updates[0]}
+    assert_moved(site, spec, 1, by)
+    site.store.close()
+
+
+def test_the_state_of_the_server_optimizer_goes_from_round_to_round_as_a_blob(tmp_path):
+    """Momentum on full sketches: the second step is 0.9 of the first mean, and the second."""
+    spec = tiny_spec(server_optimizer="momentum", sketch_sizes=[8], cohort_size=1, quorum=1)
+    site = Site(tmp_path)
+    site.add_task(spec)
+    site.add_device("a")
+    for seed in (1, 2):
+        site.train("a", spec, seed=seed)
+        site.advance()
+        site = site.restarted()
+    with site.store.read() as tx:
+        digests = [row.optimizer_digest for row in tx.adapters("tiny")]
+    assert digests[0] is None
+    assert len(set(digests)) == 3
+    one, two = (random_arrays(spec.adapter, 8, seed) for seed in (1, 2))
+    assert_moved(site, spec, 1, one)
+    assert_moved(site, spec, 2, {name: 0.9 * one[name] + two[name] for name in one})
+    site.store.close()
 
 
 def test_two_processes_that_close_the_same_round_close_it_once(tmp_path, expected):

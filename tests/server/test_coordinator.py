@@ -58,6 +58,13 @@ def test_a_full_cohort_and_a_device_that_is_done_wait(site, spec):
         assert reply.assignment is None
 
 
+def test_a_device_that_has_to_wait_does_not_wait_for_the_writers_lock(site, spec):
+    for device in ("a", "b"):
+        check_in(site, device)
+    with site.store.write():
+        assert check_in(site, "c").state == "wait"
+
+
 def test_the_sketch_of_a_device_is_drawn_anew_in_every_round(site, spec):
     seeds = set()
     for number in (1, 2, 3):
@@ -69,7 +76,8 @@ def test_the_sketch_of_a_device_is_drawn_anew_in_every_round(site, spec):
 def test_a_frozen_round_gives_no_work_and_the_next_one_starts_from_its_adapter(site, spec):
     site.train("a", spec, seed=1)
     site.train("b", spec, seed=2)
-    assert check_in(site, "c").state == "wait"
+    reply = check_in(site, "c")
+    assert (reply.state, reply.retry_after_s) == ("wait", 0.25)
     site.advance()
     work = check_in(site, "c").assignment
     assert (work.round_number, work.adapter_version) == (2, 1)
@@ -175,7 +183,7 @@ def test_what_does_not_exist_is_not_found(site, spec):
         lambda: rules.expect_update("a", "tiny", 2),
         lambda: rules.expect_update("a", "none", 1),
         lambda: rules.adapters("none"),
-        lambda: rules.adapter_file("tiny", 1),
+        lambda: rules.adapter_body("tiny", 1),
     ):
         with pytest.raises(NotFound):
             ask()
@@ -190,7 +198,7 @@ def test_a_device_without_work_gets_no_slice_and_may_send_nothing(site, spec):
 
 def test_the_adapter_file_is_the_one_the_list_names(site, spec):
     (info,) = site.coordinator.adapters("tiny")
-    found, path = site.coordinator.adapter_file("tiny", 0)
+    found, stream = site.coordinator.adapter_body("tiny", 0)
     assert found == info
-    assert payload.digest(path.read_bytes()) == info.digest
-    assert path.stat().st_size == info.size_bytes
+    body = b"".join(stream(0, info.size_bytes))
+    assert (len(body), payload.digest(body)) == (info.size_bytes, info.digest)

@@ -51,6 +51,14 @@ def test_looking_twice_at_the_same_moment_is_looking_once(accepted, now):
     assert next_state(once, accepted, POLICY, now) == once
 
 
+def test_a_clock_that_is_set_back_gives_the_round_its_full_length_again():
+    """Else a deadline far ahead would hold up a round that does not reach its quorum."""
+    later = next_state(OPEN, 2, POLICY, now=10.0)
+    assert (later.state, later.stretch_at, later.deadline_at) == ("open", 10.0, 110.0)
+    assert next_state(later, 2, POLICY, now=110.0).state == "closing"
+    assert next_state(OPEN, 3, POLICY, now=10.0).state == "closing"
+
+
 def test_only_a_frozen_round_closes_and_keeps_its_version():
     frozen = replace(OPEN, state="closing")
     assert close_round(frozen, 5).adapter_version == 5
