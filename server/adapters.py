@@ -6,11 +6,12 @@ import threading
 
 from edge_sdk.sketch import Indices, draw_sketch
 from edge_sdk.wire import payload
-from edge_sdk.wire.messages import AdapterSpec
+from edge_sdk.wire.messages import AdapterSpec, TaskSpec
 from edge_sdk.wire.payload import Arrays
 from server.aggregation import cut_slice
-from server.blobs import BlobFolder
-from server.store import AdapterRow, AssignmentRow
+from server.balanced import balanced_sketch, balanced_spread
+from server.blobs import Blobs
+from server.store import AdapterRow, AssignmentRow, TaskRow
 
 
 class AdapterShelf:
@@ -20,7 +21,7 @@ class AdapterShelf:
         blobs: Where the tensor files are.
     """
 
-    def __init__(self, blobs: BlobFolder) -> None:
+    def __init__(self, blobs: Blobs) -> None:
         self._blobs = blobs
         self._lock = threading.Lock()
         self._last: tuple[str, Arrays] = ("", {})
@@ -69,12 +70,24 @@ class AdapterShelf:
                 self._last = (row.master_digest, arrays)
             return arrays
 
-    def slice(self, spec: AdapterSpec, row: AdapterRow, assignment: AssignmentRow) -> bytes:
+    def slice(self, task: TaskRow, row: AdapterRow, assignment: AssignmentRow) -> bytes:
         """Return the tensor body of one assignment, cut from its adapter version."""
-        arrays = cut_slice(self.read(spec, row), spec, indices_of(spec, assignment))
-        return payload.encode(arrays, spec.wire_dtype)
+        spec = task.spec.adapter
+        indices = indices_of(task.seed, task.spec, assignment)
+        return payload.encode(cut_slice(self.read(spec, row), spec, indices), spec.wire_dtype)
 
 
-def indices_of(spec: AdapterSpec, assignment: AssignmentRow) -> list[Indices]:
-    """Draw the ranks of an assignment again from its stored seed, one index set per layer."""
-    return draw_sketch(assignment.seed, spec.r, assignment.k, len(spec.layers))
+def indices_of(task_seed: int, spec: TaskSpec, assignment: AssignmentRow) -> list[Indices]:
+    """Draw the ranks of an assignment again from its record, one index set per layer.
+
+    Args:
+        task_seed: Of the task.
+        spec: Of the task.
+        assignment: As it is stored: its own seed says which ranks, or, if the task balances its
+            draws, where they begin in them.
+    """
+    r, layers = spec.adapter.r, len(spec.adapter.layers)
+    if assignment.drawn_from is None:
+        return draw_sketch(assignment.seed, r, assignment.k, layers)
+    spread = balanced_spread(r, spec.policy.sketch_sizes)
+    return balanced_sketch(task_seed, r, spread, layers, assignment.drawn_from, assignment.k)

@@ -1,23 +1,29 @@
-"""From one adapter version and the updates on its ranks to the next version, in NumPy.
+"""From updates on the ranks of one adapter to their weighted mean, in NumPy; sums are float64.
 
-The rule is ``X <- X + server_lr * sum_i w_i scatter(update_i) / sum_i w_i``; sums are float64.
+The rule is ``mean = sum_i w_i scatter(update_i) / sum_i w_i``, over all devices of the round.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_sdk.errors import NotFinite
-from edge_sdk.sketch import Indices, scatter_add, take
-from edge_sdk.wire.messages import AdapterSpec, Weighting
-from edge_sdk.wire.payload import Arrays, adapter_shapes
+from edge_sdk.sketch import Indices, take
+from edge_sdk.wire.messages import AdapterSpec, AggregationSpec
+from edge_sdk.wire.payload import Arrays, WireArrays, adapter_shapes
 
 _HEAD_STD = 0.02
 _MAX_STEP = 1e30
+_SMALLEST_PARTICIPATION = 0.1
+_SMALLEST_WEIGHT = 1e-100
+
+Number = TypeVar("Number", bound=np.generic)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,14 +31,28 @@ class WeightedUpdate:
     """What one device adds to a round.
 
     Attributes:
-        arrays: Its update at rank k.
+        arrays: Its update at rank k, in the number format it travelled in.
         indices: The ranks of each layer, from the server's own record.
         weight: Its share in the mean, before normalization.
     """
 
-    arrays: Arrays
+    arrays: WireArrays
     indices: Sequence[Indices]
     weight: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeanUpdate:
+    """What a round as a whole says: one update at rank r.
+
+    Attributes:
+        arrays: Every tensor of ``adapter_shapes(spec, spec.r)``; zero on ranks nobody trained.
+        touched: For each layer, ``(r,)``: whether any device trained the rank. Dense parameters
+            are trained by every device.
+    """
+
+    arrays: dict[str, NDArray[np.float64]]
+    touched: dict[str, NDArray[np.bool_]]
 
 
 def initial_adapter(spec: AdapterSpec, rng: np.random.Generator) -> Arrays:
@@ -76,9 +96,46 @@ def cut_slice(adapter: Arrays, spec: AdapterSpec, indices: Sequence[Indices]) ->
     return arrays
 
 
-def update_weight(weighting: Weighting, examples: int) -> float:
-    """Return the weight of one device: equal for all, or its number of examples."""
-    return 1.0 if weighting == "uniform" else float(examples)
+def rank_rows(
+    arrays: Mapping[str, NDArray[Number]], spec: AdapterSpec
+) -> dict[str, NDArray[Number]]:
+    """View every tensor with one row per rank: A, B transposed, a dense parameter as one row.
+
+    Args:
+        arrays: Every tensor of ``adapter_shapes(spec, k)``, C-contiguous, for any k.
+        spec: Names of the layers.
+
+    Returns:
+        Views in the order of ``adapter_shapes``; ``(k, d_in)``, ``(k, d_out)`` or ``(1, size)``.
+    """
+    rows: dict[str, NDArray[Number]] = {}
+    for layer in spec.layers:
+        A, B = f"{layer.name}.lora_A", f"{layer.name}.lora_B"
+        rows[A], rows[B] = arrays[A], arrays[B].T
+    for dense in spec.dense:
+        rows[dense.name] = arrays[dense.name].reshape(1, -1)
+    return rows
+
+
+def update_weight(
+    spec: AggregationSpec, *, examples: int, participation: float, staleness: int
+) -> float:
+    """Return the weight of one device in the weighted mean of a round, above 0.
+
+    Args:
+        spec: How the task weighs.
+        examples: Training examples of the device.
+        participation: Share of the rounds since its first one in which an update of the device
+            counted. Below 0.1 it is taken as 0.1: one rare device must not outweigh a round.
+        staleness: Adapter versions the update is behind.
+    """
+    weights = {
+        "uniform": 1.0,
+        "examples": float(examples),
+        "inverse_probability": 1.0 / max(participation, _SMALLEST_PARTICIPATION),
+    }
+    weight: float = weights[spec.weighting] * (1.0 + staleness) ** -spec.staleness_exponent
+    return max(weight, _SMALLEST_WEIGHT)
 
 
 def check_magnitude(update: Arrays, server_lr: float) -> None:
@@ -97,7 +154,8 @@ class RunningSum:
     """A weighted sum of updates in rank space, one update at a time.
 
     Memory is that of one rank-r adapter in float64, whatever the number of updates. Sums form a
-    monoid under :meth:`merge`, so partial sums of parts of a cohort can be combined.
+    monoid under :meth:`merge`, so partial sums of parts of a cohort can be combined. Float sums
+    depend on the order in their last bits, so callers who need the same bytes fix the order.
 
     Args:
         spec: Of the adapter; ``r`` gives the shapes.
@@ -105,68 +163,80 @@ class RunningSum:
 
     def __init__(self, spec: AdapterSpec) -> None:
         self._spec = spec
-        self._sums: dict[str, NDArray[np.float64]] = {
-            name: np.zeros(shape) for name, shape in adapter_shapes(spec, spec.r).items()
+        self._rows = {
+            name: np.zeros((rows, width)) for name, (rows, width) in _row_shapes(spec).items()
         }
+        self._touched = {layer.name: np.zeros(spec.r, np.bool_) for layer in spec.layers}
         self.total_weight = 0.0
 
     def add(self, update: WeightedUpdate) -> None:
         """Scatter one update onto its ranks."""
+        rows = rank_rows(update.arrays, self._spec)
         for layer, ranks in zip(self._spec.layers, update.indices, strict=True):
-            A, B = f"{layer.name}.lora_A", f"{layer.name}.lora_B"
-            scatter_add(
-                self._sums[B],
-                self._sums[A],
-                update.arrays[B].astype(np.float64),
-                update.arrays[A].astype(np.float64),
-                ranks,
-                update.weight,
-            )
+            for name in (f"{layer.name}.lora_A", f"{layer.name}.lora_B"):
+                _add_rows(self._rows[name], rows[name], ranks.tolist(), update.weight)
+            self._touched[layer.name][ranks] = True
         for dense in self._spec.dense:
-            self._sums[dense.name] += update.weight * update.arrays[dense.name].astype(np.float64)
+            _add_rows(self._rows[dense.name], rows[dense.name], [0], update.weight)
         self.total_weight += update.weight
 
     def merge(self, other: RunningSum) -> None:
         """Add another partial sum of the same round."""
-        for name, array in other._sums.items():
-            self._sums[name] += array
+        for name, rows in other._rows.items():
+            self._rows[name] += rows
+        for name, touched in other._touched.items():
+            self._touched[name] |= touched
         self.total_weight += other.total_weight
 
-    def mean(self) -> dict[str, NDArray[np.float64]]:
-        """Return the weighted mean update at rank r; ranks nobody trained are zero.
+    def finish(self) -> MeanUpdate:
+        """Turn the sum into the weighted mean, in place; nothing can be added afterwards.
 
         Raises:
-            ValueError: Nothing was added.
+            ValueError: Nothing was added, or it was finished before.
         """
         if self.total_weight <= 0:
             raise ValueError("the mean of no updates does not exist")
-        return {name: array / self.total_weight for name, array in self._sums.items()}
-
-    def apply(self, adapter: Arrays, server_lr: float) -> Arrays:
-        """Return the next adapter version; what the mean leaves at zero stays bit-identical."""
-        if self.total_weight <= 0:
-            raise ValueError("an adapter cannot be moved by no updates")
-        after: Arrays = {}
-        for name, before in adapter.items():
-            step = server_lr * (self._sums[name] / self.total_weight)
-            moved = (before + step).astype(np.float32)
-            after[name] = np.where(step == 0.0, before, moved)
-        return after
+        sums, self._rows = self._rows, {}
+        for rows in sums.values():
+            rows /= self.total_weight
+        self.total_weight = 0.0
+        return MeanUpdate(arrays=_from_rows(sums, self._spec), touched=self._touched)
 
 
-def fold(
-    adapter: Arrays, spec: AdapterSpec, server_lr: float, updates: Iterable[WeightedUpdate]
-) -> Arrays:
-    """Return the next version of an adapter.
+def _row_shapes(spec: AdapterSpec) -> dict[str, tuple[int, int]]:
+    """Return the shape of every tensor of rank r as :func:`rank_rows` views it."""
+    shapes: dict[str, tuple[int, int]] = {}
+    for layer in spec.layers:
+        shapes[f"{layer.name}.lora_A"] = (spec.r, layer.d_in)
+        shapes[f"{layer.name}.lora_B"] = (spec.r, layer.d_out)
+    return shapes | {dense.name: (1, math.prod(dense.shape)) for dense in spec.dense}
+
+
+def _from_rows(
+    rows: Mapping[str, NDArray[np.float64]], spec: AdapterSpec
+) -> dict[str, NDArray[np.float64]]:
+    """View what :func:`rank_rows` returned as the tensors it came from."""
+    shapes = adapter_shapes(spec, spec.r)
+    bs = {f"{layer.name}.lora_B" for layer in spec.layers}
+    return {n: x.T if n in bs else x.reshape(shapes[n]) for n, x in rows.items()}
+
+
+def _add_rows(
+    sums: NDArray[np.float64], rows: NDArray[Any], ranks: Sequence[int], weight: float
+) -> None:
+    """Add ``weight`` times each row onto the sum of its rank, neighbours together.
 
     Args:
-        adapter: The current version at rank r.
-        spec: Of the adapter.
-        server_lr: Step size on the mean update.
-        updates: Consumed one at a time, in the order given; float sums depend on it in the last
-            bits, so callers fix the order.
+        sums: ``(r, width)``.
+        rows: ``(k, width)``.
+        ranks: ``k`` of them, sorted.
+        weight: Of the update.
     """
-    total = RunningSum(spec)
-    for update in updates:
-        total.add(update)
-    return total.apply(adapter, server_lr)
+    rows = rows.astype(np.float32, copy=False)
+    first = 0
+    for last, rank in enumerate(ranks, 1):
+        if last == len(ranks) or ranks[last] != rank + 1:
+            some = rows[first:last]
+            total = sums[rank + 1 + first - last : rank + 1]
+            np.add(total, some if weight == 1.0 else weight * some.astype(np.float64), out=total)
+            first = last

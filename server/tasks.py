@@ -8,10 +8,18 @@ from edge_sdk.errors import ConfigError
 from edge_sdk.wire.messages import TaskSpec
 from server.adapters import AdapterShelf
 from server.aggregation import initial_adapter
+from server.audit import record
 from server.store import Store, TaskRow
 
 
-def create_task(store: Store, shelf: AdapterShelf, spec: TaskSpec, seed: int, now: float) -> None:
+def create_task(
+    store: Store,
+    shelf: AdapterShelf,
+    spec: TaskSpec,
+    seed: int,
+    now: float,
+    who: str = "the operator",
+) -> None:
     """Write a new task with its initial adapter.
 
     Args:
@@ -20,6 +28,7 @@ def create_task(store: Store, shelf: AdapterShelf, spec: TaskSpec, seed: int, no
         spec: Of the task.
         seed: Of all its randomness, ``0 .. 2**53 - 1``.
         now: Seconds since 1970.
+        who: For the audit log.
 
     Raises:
         ConfigError: The name is taken, or the seed is out of range.
@@ -35,6 +44,7 @@ def create_task(store: Store, shelf: AdapterShelf, spec: TaskSpec, seed: int, no
         _check_name(tx.task_names(), spec.name)
         tx.add_task(TaskRow(name=spec.name, spec=spec, seed=seed, created_at=now))
         tx.add_adapter(row)
+        record(tx, now, who, "task.create", spec.name)
 
 
 def _check_name(taken: list[str], name: str) -> None:

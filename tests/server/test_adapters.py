@@ -5,9 +5,10 @@ from edge_sdk.errors import StorageError
 from edge_sdk.sketch import draw_sketch
 from edge_sdk.wire import payload
 from server.adapters import AdapterShelf, indices_of
+from server.balanced import balanced_sketch
 from server.blobs import BlobFolder
-from server.store import AssignmentRow
-from tests.server.tasks import random_arrays, tiny_spec
+from server.store import AssignmentRow, TaskRow
+from tests.server.tasks import SEED, random_arrays, tiny_spec
 
 
 def write(shelf, spec, adapter, version=0):
@@ -36,8 +37,10 @@ def test_what_devices_download_is_in_the_numbers_of_the_task(tmp_path, wire_dtyp
         np.testing.assert_allclose(array, adapter[name], rtol=0 if wire_dtype == "fp32" else 2e-2)
 
 
-def test_a_slice_is_cut_with_the_ranks_of_the_stored_seed(tmp_path):
-    spec = tiny_spec().adapter
+@pytest.mark.parametrize("drawn_from", [None, 13])
+def test_a_slice_is_cut_with_the_ranks_of_the_stored_record(tmp_path, drawn_from):
+    task = TaskRow(name="tiny", spec=tiny_spec(), seed=SEED, created_at=0.0)
+    spec = task.spec.adapter
     adapter = random_arrays(spec, spec.r, 1)
     shelf = AdapterShelf(BlobFolder(tmp_path))
     row = write(shelf, spec, adapter)
@@ -49,11 +52,14 @@ def test_a_slice_is_cut_with_the_ranks_of_the_stored_seed(tmp_path):
         seed=11,
         adapter_version=0,
         assigned_at=0.0,
+        drawn_from=drawn_from,
     )
     expected = draw_sketch(11, spec.r, 2, len(spec.layers))
-    for mine, theirs in zip(indices_of(spec, assignment), expected, strict=True):
+    if drawn_from is not None:
+        expected = balanced_sketch(SEED, spec.r, 4, len(spec.layers), drawn_from, 2)
+    for mine, theirs in zip(indices_of(SEED, task.spec, assignment), expected, strict=True):
         assert (mine == theirs).all()
-    body = shelf.slice(spec, row, assignment)
+    body = shelf.slice(task, row, assignment)
     arrays, message = payload.decode(body, payload.adapter_shapes(spec, 2))
     assert message == b""
     name = spec.layers[0].name
