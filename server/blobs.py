@@ -1,93 +1,41 @@
-"""Tensor files on disk, named by the SHA-256 of their content; a kept file is durable."""
+"""Tensor files named by the SHA-256 of their content: the interface, and a folder of them."""
 
 from __future__ import annotations
 
 import hashlib
+import math
 import os
-import secrets
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+import re
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Protocol
 
 from edge_sdk.errors import StorageError
+from server.spool import Spool, Upload, make_folder, refused, sync_folder
+from server.staging import Staging
+
+__all__ = ["CHUNK_BYTES", "BlobFolder", "Blobs", "Upload", "bytes_between", "damaged", "is_digest"]
+
+CHUNK_BYTES = 1 << 20
+"""The most bytes of a blob that a stream holds at once."""
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
-class Upload:
-    """Bytes on their way to becoming a blob, in a file beside the blobs.
+class Blobs(Protocol):
+    """Where tensors live: a blob is durable once kept, and never handed out changed.
 
-    Args:
-        path: Of the partial file.
-        stream: The partial file, opened for reading and writing.
+    Every method raises StorageError if the place refuses, and ServerBusy if it cannot be reached
+    now.
     """
 
-    def __init__(self, path: Path, stream: BinaryIO) -> None:
-        self.path = path
-        self._stream = stream
+    @property
+    def staging(self) -> Staging | None:
+        """Where devices put bodies by themselves; None if this place signs no addresses."""
 
-    def write(self, chunk: bytes) -> None:
-        """Append to the file.
-
-        Raises:
-            StorageError: The disk refused.
-        """
-        try:
-            self._stream.write(chunk)
-        except OSError as error:
-            raise _refused("the upload cannot be written", error) from error
-
-    def read(self) -> bytes:
-        """Return all that was written.
-
-        Raises:
-            StorageError: The disk refused.
-        """
-        try:
-            self._stream.seek(0)
-            return self._stream.read()
-        except OSError as error:
-            raise _refused("the upload cannot be read back", error) from error
-
-    def sync(self) -> None:
-        """Force the bytes to the disk."""
-        self._stream.flush()
-        os.fsync(self._stream.fileno())
-
-
-class BlobFolder:
-    """Content-addressed files, two levels deep.
-
-    Args:
-        folder: Where they live; made on first use.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._partials = folder / "partial"
-
-    def path(self, digest: str) -> Path:
-        """Return where the blob of a digest is, or would be."""
-        return self._folder / digest[:2] / digest
-
-    @contextmanager
-    def upload(self) -> Iterator[Upload]:
-        """Open a partial file; it is gone at the end unless :meth:`keep` made it a blob.
-
-        Raises:
-            StorageError: The disk refused.
-        """
-        path = self._partials / secrets.token_hex(16)
-        try:
-            _make_folder(self._partials)
-            stream = path.open("x+b")
-        except OSError as error:
-            raise _refused("a file cannot be made", error) from error
-        try:
-            yield Upload(path, stream)
-        finally:
-            _close(stream)
-            path.unlink(missing_ok=True)
+    def upload(self) -> AbstractContextManager[Upload]:
+        """Open a temporary file; it is gone at the end unless :meth:`keep` made it a blob."""
 
     def keep(self, upload: Upload, digest: str) -> None:
         """Make an upload the durable blob of its digest; again is the same as once.
@@ -95,25 +43,76 @@ class BlobFolder:
         Args:
             upload: Complete.
             digest: SHA-256 of its bytes, 64 hex digits, checked by the caller.
-
-        Raises:
-            StorageError: The disk refused; no partial blob is left.
         """
-        target = self.path(digest)
-        try:
-            upload.sync()
-            _make_folder(target.parent)
-            upload.path.replace(target)
-            _sync_folder(target.parent)
-        except OSError as error:
-            raise _refused("the tensor file cannot be stored", error) from error
 
     def put(self, body: bytes) -> str:
-        """Store bytes durably and return their digest.
+        """Store bytes durably and return their digest."""
 
-        Raises:
-            StorageError: The disk refused; no partial blob is left.
+    def read(self, digest: str) -> bytes:
+        """Return the bytes of a blob; StorageError unless they are what was stored."""
+
+    def stream(self, digest: str, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
+        """Yield the bytes of a blob from ``start`` to before ``stop``, at most 1 MiB at a time.
+
+        A whole blob is checked on the way: if it is not what was stored, StorageError comes in
+        place of its last chunk, so nobody ever gets all of it. Of a part only the size is checked.
         """
+
+    def size(self, digest: str) -> int:
+        """Return how many bytes a blob has; StorageError if it is missing."""
+
+    def remove(self, digest: str, changed_before: float = math.inf) -> bool:
+        """Delete a blob and return True; return False if it was stored again in the meantime.
+
+        Args:
+            digest: Of the blob; a missing one is as good as deleted.
+            changed_before: Seconds since 1970; a blob stored later stays.
+        """
+
+    def digests(self) -> Iterator[tuple[str, float]]:
+        """Yield every blob's digest, in order, and when it was stored, in seconds since 1970."""
+
+    def remove_leftovers(self, older_than_s: float) -> None:
+        """Delete temporary files that a killed process left behind on this machine."""
+
+    def check(self) -> None:
+        """Raise unless the place can be used now."""
+
+
+class BlobFolder:
+    """Blobs as files on disk, two levels deep; see :class:`Blobs`.
+
+    Args:
+        folder: Where they live; made on first use.
+    """
+
+    staging = None
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._spool = Spool(folder / "partial")
+
+    def path(self, digest: str) -> Path:
+        """Return where the blob of a digest is, or would be."""
+        return self._folder / digest[:2] / digest
+
+    def upload(self) -> AbstractContextManager[Upload]:
+        """Open a partial file beside the blobs."""
+        return self._spool.upload()
+
+    def keep(self, upload: Upload, digest: str) -> None:
+        """Make an upload the durable blob of its digest; no partial blob is ever left."""
+        target = self.path(digest)
+        upload.sync()
+        try:
+            make_folder(target.parent)
+            upload.path.replace(target)
+            sync_folder(target.parent)
+        except OSError as error:
+            raise refused("the tensor file cannot be stored", error) from error
+
+    def put(self, body: bytes) -> str:
+        """Store bytes durably and return their digest."""
         digest = hashlib.sha256(body).hexdigest()
         with self.upload() as upload:
             upload.write(body)
@@ -121,54 +120,122 @@ class BlobFolder:
         return digest
 
     def read(self, digest: str) -> bytes:
-        """Return the bytes of a blob.
-
-        Raises:
-            StorageError: Missing, unreadable, or no longer what was stored.
-        """
+        """Return the bytes of a blob."""
         try:
             body = self.path(digest).read_bytes()
         except OSError as error:
-            raise _refused(f"the tensor file {digest} cannot be read", error) from error
+            raise refused(f"the tensor file {digest} cannot be read", error) from error
         if hashlib.sha256(body).hexdigest() != digest:
-            raise StorageError(
-                f"the tensor file {digest} was damaged on disk: restore it from a backup"
-            )
+            raise damaged(digest)
         return body
+
+    def stream(self, digest: str, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
+        """Yield the bytes of a blob from ``start`` to before ``stop``."""
+        try:
+            with self.path(digest).open("rb", buffering=0) as file:
+                size = os.fstat(file.fileno()).st_size
+
+                def fetch(place: int, length: int) -> bytes:
+                    return os.pread(file.fileno(), length, place)
+
+                yield from bytes_between(digest, size, start, stop, fetch)
+        except OSError as error:
+            raise refused(f"the tensor file {digest} cannot be read", error) from error
+
+    def size(self, digest: str) -> int:
+        """Return how many bytes a blob has."""
+        try:
+            return self.path(digest).stat().st_size
+        except OSError as error:
+            raise refused(f"the tensor file {digest} cannot be read", error) from error
+
+    def remove(self, digest: str, changed_before: float = math.inf) -> bool:
+        """Delete a blob unless it was stored again in the meantime."""
+        path = self.path(digest)
+        try:
+            if path.stat().st_mtime >= changed_before:
+                return False
+            path.unlink()
+        except FileNotFoundError:
+            return True
+        except OSError as error:
+            raise refused(f"the tensor file {digest} cannot be removed", error) from error
+        return True
+
+    def digests(self) -> Iterator[tuple[str, float]]:
+        """Yield every blob's digest, in order, and when it was stored."""
+        for folder in sorted(self._folder.glob("[0-9a-f][0-9a-f]")):
+            for path in sorted(folder.iterdir()):
+                try:
+                    changed_at = path.stat().st_mtime
+                except FileNotFoundError:
+                    continue  # removed since it was listed
+                if is_digest(path.name):
+                    yield path.name, changed_at
 
     def remove_leftovers(self, older_than_s: float) -> None:
         """Delete partial files that a killed process left behind."""
-        limit = time.time() - older_than_s
-        for path in self._partials.glob("*"):
-            with suppress(OSError):  # in use or gone: another process looks after it
-                if path.stat().st_mtime < limit:
-                    path.unlink()
+        self._spool.remove_leftovers(older_than_s)
+
+    def check(self) -> None:
+        """Raise unless a file can be written now."""
+        with self.upload() as upload:
+            upload.write(b"?")
+            upload.flush()
 
 
-def _make_folder(folder: Path) -> None:
-    """Make a folder and its parents so that they survive a power cut."""
-    if not folder.is_dir():
-        _make_folder(folder.parent)
-        folder.mkdir(exist_ok=True)
-        _sync_folder(folder.parent)
+def bytes_between(
+    digest: str, size: int, start: int, stop: int | None, fetch: Callable[[int, int], bytes]
+) -> Iterator[bytes]:
+    """Yield a part of a blob in chunks; all of it is checked before its last chunk.
+
+    Args:
+        digest: Of the blob.
+        size: Of the whole blob in bytes, as it is now.
+        start: First byte.
+        stop: Byte after the last one; None is the end.
+        fetch: Returns the bytes from a place, of a length; fewer if the blob ends there.
+
+    Raises:
+        StorageError: The blob is shorter than ``stop``, or not what was stored.
+    """
+    end = size if stop is None else stop
+    if not 0 <= start <= end <= size:
+        raise damaged(digest)
+    chunks = _fetch_all(digest, start, end, fetch)
+    return _checked(digest, chunks) if (start, end) == (0, size) else chunks
 
 
-def _sync_folder(folder: Path) -> None:
-    """Make renames in a folder survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def is_digest(name: str) -> bool:
+    """Say whether a file name is that of a blob."""
+    return _DIGEST.fullmatch(name) is not None
 
 
-def _close(stream: BinaryIO) -> None:
-    """Close a file that is no longer needed; a full disk may refuse its last bytes."""
-    try:
-        stream.close()
-    except OSError:
-        return
+def damaged(digest: str) -> StorageError:
+    """Return what is raised for a blob that is not what was stored."""
+    return StorageError(f"the tensor file {digest} was damaged: restore it from a backup")
 
 
-def _refused(what: str, error: OSError) -> StorageError:
-    return StorageError(f"{what}: {error.strerror or type(error).__name__}")
+def _fetch_all(
+    digest: str, start: int, stop: int, fetch: Callable[[int, int], bytes]
+) -> Iterator[bytes]:
+    for place in range(start, stop, CHUNK_BYTES):
+        length = min(CHUNK_BYTES, stop - place)
+        chunk = fetch(place, length)
+        if len(chunk) != length:
+            raise damaged(digest)
+        yield chunk
+
+
+def _checked(digest: str, chunks: Iterator[bytes]) -> Iterator[bytes]:
+    found = hashlib.sha256()
+    held = b""
+    for chunk in chunks:
+        found.update(chunk)
+        if held:
+            yield held
+        held = chunk
+    if found.hexdigest() != digest:
+        raise damaged(digest)
+    if held:
+        yield held

@@ -7,6 +7,10 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from edge_sdk.wire.messages import TaskSpec
+from server.access_store import AccessTransaction
+from server.fleet_store import FleetTransaction
+from server.reference_store import ReferenceTransaction
+from server.registry_store import RegistryTransaction
 from server.rounds import Round
 
 
@@ -18,16 +22,6 @@ class TaskRow:
     spec: TaskSpec
     seed: int
     created_at: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeviceRow:
-    """One enrolled device; ``token_hash`` is the SHA-256 of its token."""
-
-    id: str
-    name: str
-    token_hash: str
-    enrolled_at: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +37,7 @@ class AssignmentRow:
         adapter_version: The version its slice is cut from.
         assigned_at: Seconds since 1970.
         download_bytes: Bytes of all slices handed out for it, of every size it had.
+        drawn_from: Where its ranks begin in the task's balanced draws; None if independent.
     """
 
     task: str
@@ -53,11 +48,29 @@ class AssignmentRow:
     adapter_version: int
     assigned_at: float
     download_bytes: int = 0
+    drawn_from: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpdateRow:
-    """One accepted update: where its tensors are, and what the device reported."""
+    """One accepted update: where its tensors are, and what the device reported.
+
+    Attributes:
+        task: Name of the task.
+        round_number: The round its work was assigned in.
+        device_id: Who sent it.
+        digest: Blob of its tensors.
+        size_bytes: Of that blob.
+        examples: As reported, like the next three.
+        loss: Mean training loss.
+        seconds: Wall time of the local steps.
+        peak_rss_bytes: Peak memory of the device's process.
+        accepted_at: Seconds since 1970.
+        counted_in: The round whose mean it is part of; a later one if it came late.
+        staleness: Adapter versions it is behind that round.
+        norm: Root mean square of its numbers.
+        quarantine: Why it is kept, but no part of any mean; None if nothing speaks against it.
+    """
 
     task: str
     round_number: int
@@ -69,6 +82,10 @@ class UpdateRow:
     seconds: float
     peak_rss_bytes: int
     accepted_at: float
+    counted_in: int
+    staleness: int = 0
+    norm: float = 0.0
+    quarantine: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +100,7 @@ class AdapterRow:
         size_bytes: Of that blob.
         master_digest: Blob with the float32 numbers the next round starts from.
         created_at: Seconds since 1970.
+        optimizer_digest: Blob with the server optimizer's state after that round, if it has one.
     """
 
     task: str
@@ -92,10 +110,11 @@ class AdapterRow:
     size_bytes: int
     master_digest: str
     created_at: float
+    optimizer_digest: str | None = None
 
 
-class Transaction(Protocol):
-    """Reads, and in a writing transaction changes, that happen all or not at all."""
+class RoundTransaction(Protocol):
+    """Where every task stands."""
 
     def add_task(self, row: TaskRow) -> None:
         """Insert a task."""
@@ -106,20 +125,8 @@ class Transaction(Protocol):
     def task_names(self) -> list[str]:
         """Return the names of all tasks, sorted."""
 
-    def add_enrolment_token(self, token_hash: str, now: float) -> None:
-        """Insert an enrolment token."""
-
-    def enrolment_token_hashes(self) -> list[str]:
-        """Return the hash of every enrolment token."""
-
-    def add_device(self, row: DeviceRow) -> None:
-        """Insert a device."""
-
-    def device(self, device_id: str) -> DeviceRow | None:
-        """Return a device."""
-
-    def device_by_token(self, token_hash: str) -> DeviceRow | None:
-        """Return the device a token belongs to."""
+    def take_draws(self, task: str, count: int) -> int:
+        """Return how many ranks the task's balanced draws have given out, and add ``count``."""
 
     def add_round(self, row: Round) -> None:
         """Insert a round."""
@@ -148,6 +155,22 @@ class Transaction(Protocol):
     def assignments(self, task: str, number: int) -> list[AssignmentRow]:
         """Return the assignments of a round by device id."""
 
+    def count_assignments(self, task: str, number: int) -> int:
+        """Return how many devices were given work in a round."""
+
+    def count_seats(self, task: str, number: int, stretch_at: float) -> int:
+        """Return how many places in the cohort of a round are taken.
+
+        A device gives its place up if it let a whole stretch of a prolonged round pass without an
+        update, or a cohort of dropped devices would block the task for ever; and if its update is
+        quarantined. Its assignment stays valid.
+
+        Args:
+            task: Name of the task.
+            number: Of the round.
+            stretch_at: When the round was opened or last prolonged.
+        """
+
     def shrink_assignment(self, row: AssignmentRow, k: int) -> None:
         """Change the sketch size of an assignment, and nothing else of it."""
 
@@ -161,10 +184,22 @@ class Transaction(Protocol):
         """Return the accepted update of a device in a round."""
 
     def updates(self, task: str, number: int) -> list[UpdateRow]:
-        """Return the accepted updates of a round by device id."""
+        """Return the updates counted in a round, quarantined ones too.
+
+        They come by device id, those of older rounds after those of newer ones.
+        """
 
     def count_updates(self, task: str, number: int) -> int:
-        """Return how many updates of a round are accepted."""
+        """Return how many updates are part of a round's mean."""
+
+    def mean_losses(self, task: str) -> dict[int, tuple[int, float]]:
+        """Return, for rounds with updates in their mean, how many and the mean of their losses."""
+
+    def quarantine(self, row: UpdateRow, reason: str) -> None:
+        """Take an update out of the mean of its round."""
+
+    def participation(self, task: str) -> dict[str, tuple[int, int]]:
+        """Return how many accepted updates a device has, and the round of its first one."""
 
     def add_adapter(self, row: AdapterRow) -> None:
         """Insert an adapter version."""
@@ -172,8 +207,22 @@ class Transaction(Protocol):
     def adapter(self, task: str, version: int) -> AdapterRow | None:
         """Return an adapter version."""
 
+    def last_adapter(self, task: str) -> AdapterRow | None:
+        """Return the latest adapter version of a task."""
+
     def adapters(self, task: str) -> list[AdapterRow]:
         """Return all adapter versions of a task, oldest first."""
+
+
+class Transaction(
+    RoundTransaction,
+    ReferenceTransaction,
+    RegistryTransaction,
+    AccessTransaction,
+    FleetTransaction,
+    Protocol,
+):
+    """Reads, and in a writing transaction changes, that happen all or not at all."""
 
 
 class Store(Protocol):
@@ -184,6 +233,21 @@ class Store(Protocol):
 
     def write(self) -> AbstractContextManager[Transaction]:
         """Open a transaction that is alone among writers and durable when it ends."""
+
+    def exclusive(self, name: str) -> AbstractContextManager[bool]:
+        """Hold a name, if nobody else does, until the block ends or this process dies.
+
+        The block is told whether it holds the name. What it does must be safe all the same: a
+        database that restarts forgets who held what.
+        """
+
+    def check(self) -> None:
+        """Return if the database answers and has the tables of this release.
+
+        Raises:
+            ServerBusy: It cannot be reached now.
+            StorageError: It refuses, or another release changed its tables.
+        """
 
     def close(self) -> None:
         """Let go of the database."""

@@ -1,4 +1,4 @@
-"""The tables of the server's database; :mod:`server.migrations` builds them."""
+"""The tables of tasks, rounds and their results; :mod:`server.migrations` builds them."""
 
 from sqlalchemy import (
     BigInteger,
@@ -22,22 +22,7 @@ tasks = Table(
     Column("spec", Text, nullable=False),
     Column("seed", BigInteger, nullable=False),
     Column("created_at", Float, nullable=False),
-)
-
-enrolment_tokens = Table(
-    "enrolment_tokens",
-    metadata,
-    Column("token_hash", String(64), primary_key=True),
-    Column("created_at", Float, nullable=False),
-)
-
-devices = Table(
-    "devices",
-    metadata,
-    Column("id", String(32), primary_key=True),
-    Column("name", String(100), nullable=False),
-    Column("token_hash", String(64), nullable=False, unique=True),
-    Column("enrolled_at", Float, nullable=False),
+    Column("drawn", BigInteger, nullable=False),
 )
 
 rounds = Table(
@@ -63,6 +48,7 @@ assignments = Table(
     Column("adapter_version", Integer, nullable=False),
     Column("assigned_at", Float, nullable=False),
     Column("download_bytes", BigInteger, nullable=False),
+    Column("drawn_from", BigInteger),
     ForeignKeyConstraint(["task", "round_number"], ["rounds.task", "rounds.number"]),
     ForeignKeyConstraint(["task", "adapter_version"], ["adapters.task", "adapters.version"]),
 )
@@ -73,13 +59,17 @@ updates = Table(
     Column("task", String(63), primary_key=True),
     Column("round_number", Integer, primary_key=True, autoincrement=False),
     Column("device_id", String(32), primary_key=True),
-    Column("digest", String(64), nullable=False),
+    Column("digest", String(64), nullable=False, index=True),
     Column("size_bytes", BigInteger, nullable=False),
     Column("examples", BigInteger, nullable=False),
     Column("loss", Float, nullable=False),
     Column("seconds", Float, nullable=False),
     Column("peak_rss_bytes", BigInteger, nullable=False),
     Column("accepted_at", Float, nullable=False),
+    Column("counted_in", Integer, nullable=False, index=True),
+    Column("staleness", Integer, nullable=False),
+    Column("norm", Float, nullable=False),
+    Column("quarantine", String(200)),
     ForeignKeyConstraint(
         ["task", "round_number", "device_id"],
         ["assignments.task", "assignments.round_number", "assignments.device_id"],
@@ -96,4 +86,5 @@ adapters = Table(
     Column("size_bytes", BigInteger, nullable=False),
     Column("master_digest", String(64), nullable=False),
     Column("created_at", Float, nullable=False),
+    Column("optimizer_digest", String(64)),
 )
