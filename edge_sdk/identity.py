@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,9 +9,11 @@ import msgspec
 import platformdirs
 
 from edge_sdk.errors import ConfigError, StorageError
+from edge_sdk.whole_file import write_whole
 from edge_sdk.wire.typed_json import decode_json
 
 _FILE = "device.json"
+_JOINING = "joining.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,15 +22,18 @@ class Identity:
 
     Attributes:
         server: Base address of the server.
-        device_id: Given by the server.
-        device_token: Secret; sent with every request, never logged.
+        device_id: Given by the server; empty until it has answered.
+        private_key: Secret, 64 hex digits; signs for this device, is never sent and never logged.
         name: For people.
+        next_private_key: Of the key that is about to take over, or took over while nobody saw the
+            server's answer.
     """
 
     server: str
     device_id: str
-    device_token: str
+    private_key: str
     name: str
+    next_private_key: str = ""
 
     def __repr__(self) -> str:
         return f"Identity(server={self.server!r}, device_id={self.device_id!r})"
@@ -46,7 +50,34 @@ def load_identity(folder: Path) -> Identity | None:
     Raises:
         ConfigError: The file is there but cannot be read.
     """
-    path = folder / _FILE
+    return _load(folder / _FILE)
+
+
+def save_identity(folder: Path, identity: Identity) -> None:
+    """Write the identity so that only this user can read it, all of it or nothing.
+
+    Raises:
+        StorageError: The folder cannot be written.
+    """
+    _save(folder / _FILE, identity)
+    (folder / _JOINING).unlink(missing_ok=True)
+
+
+def load_joining(folder: Path) -> Identity | None:
+    """Return the identity a server was asked to accept, and whose answer never came.
+
+    Raises:
+        ConfigError: The file is there but cannot be read.
+    """
+    return _load(folder / _JOINING)
+
+
+def save_joining(folder: Path, identity: Identity) -> None:
+    """Write the key of a device before a server is asked to accept it; see save_identity."""
+    _save(folder / _JOINING, identity)
+
+
+def _load(path: Path) -> Identity | None:
     try:
         return decode_json(path.read_bytes(), Identity)
     except FileNotFoundError:
@@ -57,21 +88,10 @@ def load_identity(folder: Path) -> Identity | None:
         ) from error
 
 
-def save_identity(folder: Path, identity: Identity) -> None:
-    """Write the identity so that only this user can read it, all of it or nothing.
-
-    Raises:
-        StorageError: The folder cannot be written.
-    """
-    path = folder / _FILE
-    partial = path.with_suffix(".partial")
+def _save(path: Path, identity: Identity) -> None:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(msgspec.json.encode(identity))
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.replace(path)
+        write_whole(path, msgspec.json.encode(identity))
     except OSError as error:
-        raise StorageError(f"the device identity cannot be kept in {folder}: {error}") from error
+        raise StorageError(
+            f"the device identity cannot be kept in {path.parent}: {error}"
+        ) from error

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import stat
+
 import pytest
 
 from edge_sdk.whole_file import write_whole
@@ -12,6 +14,7 @@ def test_file_is_replaced_and_nothing_is_left_beside_it(tmp_path):
     write_whole(path, b"one")
     write_whole(path, b"two")
     assert path.read_bytes() == b"two"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert [file.name for file in path.parent.iterdir()] == ["file.json"]
 
 

@@ -1,11 +1,12 @@
 import asyncio
+import time
 
 import pytest
 from fastapi import Request
 
-from edge_sdk.errors import MalformedMessage, ServerBusy, TooLarge
+from edge_sdk.errors import MalformedMessage, TooLarge, TooSlow
 from server import limits
-from server.limits import bounded_chunks
+from server.limits import bounded_chunks, gathered
 
 
 class Sender:
@@ -71,5 +72,55 @@ def test_a_length_that_is_no_number_of_bytes_is_malformed(length):
 
 def test_a_sender_that_stands_still_is_let_go(monkeypatch):
     monkeypatch.setattr(limits, "_IDLE_S", 0.05)
-    with pytest.raises(ServerBusy, match="no byte"):
+    started = time.monotonic()
+    with pytest.raises(TooSlow, match="3 bytes"):
         read(Sender(b"abc", stalls=True), 5)
+    assert time.monotonic() - started < limits._PATIENCE_S / 2, "not only because it is behind"
+
+
+class Dripping(Sender):
+    """Sends one piece every ``pause_s``."""
+
+    def __init__(self, pieces: list[bytes], pause_s: float) -> None:
+        super().__init__(*pieces)
+        self._pause_s = pause_s
+
+    async def __call__(self):
+        await asyncio.sleep(self._pause_s)
+        return await super().__call__()
+
+
+def test_a_sender_that_drips_is_let_go_though_it_never_stands_still(monkeypatch):
+    """One byte now and then keeps no connection and no memory for long."""
+    monkeypatch.setattr(limits, "_PATIENCE_S", 0.1)
+    sender = Dripping([b"x"] * 1000, 0.01)
+    with pytest.raises(TooSlow, match="1024 bytes/s"):
+        read(sender, 5000)
+    assert sender.taken < 50
+
+
+def test_a_sender_that_keeps_up_the_least_rate_is_read_to_its_end(monkeypatch):
+    monkeypatch.setattr(limits, "_PATIENCE_S", 0.1)
+    assert len(read(Dripping([b"x" * 100] * 20, 0.01), 5000)) == 2000
+
+
+def test_the_time_the_server_itself_takes_is_not_held_against_a_sender(monkeypatch):
+    monkeypatch.setattr(limits, "_PATIENCE_S", 0.1)
+
+    async def consume():
+        async for _chunk in bounded_chunks(request(Sender(b"a", b"b", b"c")), 5):
+            await asyncio.sleep(0.1)
+
+    asyncio.run(consume())
+
+
+def test_gathered_chunks_are_the_same_bytes_in_fewer_parts():
+    pieces = [bytes([i]) * 100_000 for i in range(7)]
+
+    async def read_all() -> list[bytes]:
+        chunks = bounded_chunks(request(Sender(*pieces)), 10**6)
+        return [part async for part in gathered(chunks)]
+
+    parts = asyncio.run(read_all())
+    assert b"".join(parts) == b"".join(pieces)
+    assert [len(part) for part in parts] == [300_000, 300_000, 100_000]
