@@ -13,16 +13,20 @@ import safetensors
 import safetensors.numpy
 
 from edge_sdk.errors import AdapterError, MalformedMessage, StorageError
+from edge_sdk.wire.manifest import Signed
 from edge_sdk.wire.messages import TaskSpec, decode_message, encode_message
 from edge_sdk.wire.payload import Arrays
 
 CONFIG_FILE = "adapter_config.json"
 TENSOR_FILE = "adapter_model.safetensors"
 TASK_FILE = "edge_sdk_task.json"  # ignored by PEFT; keeps class names and where it came from
+MANIFEST_FILE = "edge_sdk_manifest.json"  # the same: version, round and digest, signed
 _PREFIX = "base_model.model."
 
 
-def write_peft_folder(folder: Path, task: TaskSpec, adapter: Arrays, base_path: str) -> None:
+def write_peft_folder(
+    folder: Path, task: TaskSpec, adapter: Arrays, base_path: str, lineage: Signed | None = None
+) -> None:
     """Write a rank-r adapter as PEFT reads it: plain ``lora_alpha`` and a uniform rank.
 
     The scaling of rank-stabilized LoRA is folded into ``lora_alpha``
@@ -33,6 +37,7 @@ def write_peft_folder(folder: Path, task: TaskSpec, adapter: Arrays, base_path: 
         task: Where names, rank and scaling come from.
         adapter: Every tensor of ``adapter_shapes(task.adapter, r)``, float32.
         base_path: What PEFT shall load as the base model: hub id or folder.
+        lineage: Signed manifest of the version, kept beside it; None where there is none.
 
     Raises:
         StorageError: The folder cannot be written.
@@ -44,6 +49,10 @@ def write_peft_folder(folder: Path, task: TaskSpec, adapter: Arrays, base_path: 
         _replace(folder / TENSOR_FILE, safetensors.numpy.save(tensors, {"format": "pt"}))
         _replace(folder / CONFIG_FILE, config.encode())
         _replace(folder / TASK_FILE, encode_message(task))
+        if lineage is None:
+            (folder / MANIFEST_FILE).unlink(missing_ok=True)
+        else:
+            _replace(folder / MANIFEST_FILE, encode_message(lineage))
     except OSError as error:
         raise StorageError(f"the adapter cannot be written to {folder}: {error}") from error
 

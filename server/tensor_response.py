@@ -1,26 +1,78 @@
-"""Tensor bodies on their way out: streamed from a file, with their digest."""
+"""Tensor bodies on their way out: whole or in part, streamed, with their digest."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from itertools import chain
 from typing import IO
 
-from fastapi.responses import StreamingResponse
+from fastapi.responses import Response, StreamingResponse
 
 from edge_sdk.errors import StorageError
 from edge_sdk.wire import payload
+from server.ranges import Conditions, etag
 
-_CHUNK_BYTES = 1 << 20
+_CHUNK_BYTES = 1 << 18
 
 
-def from_bytes(body: bytes) -> StreamingResponse:
+def from_bytes(body: bytes, asked: Conditions) -> Response:
     """Send a body; a large one waits on disk, so that slow downloads do not pile up in memory.
 
     Raises:
+        RangeNotSatisfiable: Nothing of the part that is asked for is in the body.
         StorageError: The disk refused.
     """
+
+    def stream(start: int, stop: int) -> Iterator[bytes]:
+        return _read(_spooled(body[start:stop]))
+
+    return from_stream(stream, len(body), payload.digest(body), asked)
+
+
+def from_stream(
+    stream: Callable[[int, int], Iterator[bytes]], size_bytes: int, digest: str, asked: Conditions
+) -> Response:
+    """Send a stored body, the part of it that is asked for, or word that it is known.
+
+    Args:
+        stream: Yields the bytes from a start to before a stop.
+        size_bytes: Of the whole body.
+        digest: SHA-256 of the whole body, 64 hex digits.
+        asked: What the request says.
+
+    Raises:
+        RangeNotSatisfiable: Nothing of the part that is asked for is in the body.
+        StorageError: The body is gone, or it is short and was damaged; a longer one that was
+            damaged ends before its last byte.
+    """
+    headers = {"ETag": etag(digest), "Accept-Ranges": "bytes"}
+    if asked.has_body(digest):
+        return Response(status_code=304, headers=headers)
+    part = asked.part(digest, size_bytes)
+    start, stop = part or (0, size_bytes)
+    headers |= {
+        "Content-Length": str(stop - start),
+        "Repr-Digest": payload.content_digest_of(digest),
+    }
+    if part is None:
+        headers["Content-Digest"] = payload.content_digest_of(digest)
+    else:
+        headers["Content-Range"] = f"bytes {start}-{stop - 1}/{size_bytes}"
+    return StreamingResponse(
+        _begun(stream(start, stop)),
+        status_code=200 if part is None else 206,
+        media_type=payload.MEDIA_TYPE,
+        headers=headers,
+    )
+
+
+def _begun(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """Fetch the first chunk now, while an error can still be the answer."""
+    return chain([next(chunks, b"")], chunks)
+
+
+def _spooled(body: bytes) -> IO[bytes]:
     file = tempfile.SpooledTemporaryFile(max_size=_CHUNK_BYTES)  # noqa: SIM115 - closed when sent
     try:
         file.write(body)
@@ -28,36 +80,10 @@ def from_bytes(body: bytes) -> StreamingResponse:
     except OSError as error:
         file.close()
         raise StorageError(f"the slice cannot be written: {error.strerror}") from error
-    return _stream(file, len(body), payload.content_digest(body))
+    return file
 
 
-def from_file(path: Path, size_bytes: int, digest: str) -> StreamingResponse:
-    """Send a stored tensor file.
-
-    Args:
-        path: Of the file.
-        size_bytes: Of the file.
-        digest: Its SHA-256 as it was stored, 64 hex digits.
-
-    Raises:
-        StorageError: The file is gone, or no longer of its size.
-    """
-    try:
-        found = path.stat().st_size
-        file = path.open("rb")
-    except OSError as error:
-        raise StorageError(f"the tensor file {digest} cannot be read: {error.strerror}") from error
-    if found != size_bytes:
-        file.close()
-        raise StorageError(f"the tensor file {digest} was damaged on disk: restore it")
-    return _stream(file, size_bytes, payload.content_digest_of(digest))
-
-
-def _stream(file: IO[bytes], size_bytes: int, content_digest: str) -> StreamingResponse:
-    def chunks() -> Iterator[bytes]:
-        with file:
-            while chunk := file.read(_CHUNK_BYTES):
-                yield chunk
-
-    headers = {"Content-Digest": content_digest, "Content-Length": str(size_bytes)}
-    return StreamingResponse(chunks(), media_type=payload.MEDIA_TYPE, headers=headers)
+def _read(file: IO[bytes]) -> Iterator[bytes]:
+    with file:
+        while chunk := file.read(_CHUNK_BYTES):
+            yield chunk
