@@ -14,10 +14,13 @@ from starlette.requests import ClientDisconnect
 
 from edge_sdk import errors
 from edge_sdk.wire.messages import Problem, encode_message
+from server.request_ids import current_request_id
 
 log = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
+
+_MOST_DETAIL_CHARACTERS = 1000
 
 STATUS: Mapping[type[errors.EdgeError], int] = {
     errors.MalformedMessage: 400,
@@ -28,12 +31,22 @@ STATUS: Mapping[type[errors.EdgeError], int] = {
     errors.ConfigError: 400,
     errors.SketchError: 400,
     errors.NotAuthorized: 401,
+    errors.TokenExpired: 401,
+    errors.TokenUsedUp: 401,
+    errors.StaleChallenge: 401,
+    errors.BadProof: 401,
     errors.NotAssigned: 403,
+    errors.NotAllowed: 403,
+    errors.Revoked: 403,
     errors.NotFound: 404,
+    errors.TooSlow: 408,
     errors.WrongBaseModel: 409,
     errors.RoundClosed: 409,
     errors.UpdateConflict: 409,
     errors.TooLarge: 413,
+    errors.RangeNotSatisfiable: 416,
+    errors.TooManyRequests: 429,
+    errors.QuotaExceeded: 429,
     errors.ServerFailed: 500,
     errors.ServerBusy: 503,
     errors.StorageError: 507,
@@ -46,7 +59,6 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(ClientDisconnect, _on_disconnect)
-    app.add_exception_handler(Exception, _on_unexpected)
 
 
 def answer(error: errors.EdgeError, headers: Mapping[str, str] | None = None) -> Response:
@@ -56,7 +68,11 @@ def answer(error: errors.EdgeError, headers: Mapping[str, str] | None = None) ->
         error = errors.ServerFailed("the server failed; its log says why")
         status = STATUS[errors.ServerFailed]
     problem = Problem(
-        title=error.code.replace("_", " "), status=status, code=error.code, detail=str(error)
+        title=error.code.replace("_", " "),
+        status=status,
+        code=error.code,
+        detail=_shortened(str(error)),
+        request_id=current_request_id(),
     )
     return Response(
         encode_message(problem),
@@ -66,11 +82,20 @@ def answer(error: errors.EdgeError, headers: Mapping[str, str] | None = None) ->
     )
 
 
+def _shortened(text: str) -> str:
+    """Cut what quotes a request too generously; nobody makes this server send much."""
+    if len(text) <= _MOST_DETAIL_CHARACTERS:
+        return text
+    return f"{text[:_MOST_DETAIL_CHARACTERS]}…"
+
+
 def _headers(error: errors.EdgeError) -> dict[str, str]:
     if isinstance(error, errors.ServerBusy):
         return {"Retry-After": str(math.ceil(error.retry_after_s))}
     if isinstance(error, errors.NotAuthorized):
         return {"WWW-Authenticate": "Bearer"}
+    if isinstance(error, errors.RangeNotSatisfiable):
+        return {"Content-Range": f"bytes */{error.size_bytes}"}
     return {}
 
 
@@ -105,8 +130,3 @@ async def _on_http_error(_request: Request, error: Exception) -> Response:
 async def _on_disconnect(_request: Request, _error: Exception) -> Response:
     """End a request whose sender is gone; nobody reads the answer."""
     return answer(errors.MalformedMessage("the connection closed before the body was complete"))
-
-
-async def _on_unexpected(_request: Request, _error: Exception) -> Response:
-    """Say nothing about the cause; the framework raises it again, into the log."""
-    return answer(errors.ServerFailed("the server failed; its log says why"))

@@ -1,51 +1,50 @@
-from pathlib import Path
+import math
 
 import pytest
 
 from edge_sdk.errors import ConfigError
-from server.settings import Settings, read_settings
+from server.settings import Settings
+from server.settings_command import describe_settings
+from server.settings_sources import setting_kinds
 from server.sql_store import open_store
 
 
-def test_a_flag_wins_over_the_environment_and_that_over_the_default():
-    environment = {"EDGE_SERVER_PORT": "9001", "EDGE_SERVER_POLL_S": "0.5", "PORT": "1"}
-    found = read_settings({"port": 9002, "host": None}, environment)
-    assert (found.port, found.poll_s, found.host) == (9002, 0.5, Settings().host)
-
-
-def test_every_setting_can_come_from_the_environment():
-    environment = {
-        "EDGE_SERVER_STATE": "~/somewhere",
-        "EDGE_SERVER_DATABASE_URL": "sqlite://",
-        "EDGE_SERVER_HOST": "::1",
-        "EDGE_SERVER_PORT": "0",
-        "EDGE_SERVER_POLL_S": "3",
-        "EDGE_SERVER_TICK_S": "4",
-        "EDGE_SERVER_MAX_JSON_BYTES": "5",
-    }
-    assert read_settings({}, environment) == Settings(
-        state=Path("~/somewhere").expanduser(),
-        database_url="sqlite://",
-        host="::1",
-        port=0,
-        poll_s=3.0,
-        tick_s=4.0,
-        max_json_bytes=5,
-    )
-
-
 @pytest.mark.parametrize(
-    ("variable", "value"),
-    [("PORT", "http"), ("PORT", "70000"), ("POLL_S", "0"), ("TICK_S", "nan"), ("TICK_S", "soon")],
+    ("name", "value"),
+    [
+        ("port", -1),
+        ("port", 65536),
+        ("poll_s", 0.0),
+        ("poll_s", 86_401.0),
+        ("tick_s", math.nan),
+        ("drain_s", -1.0),
+        ("drain_s", math.inf),
+        ("max_json_bytes", 0),
+    ],
 )
-def test_a_value_that_cannot_be_is_a_config_error_that_shows_it(variable, value):
-    with pytest.raises(ConfigError, match=value):
-        read_settings({}, {f"EDGE_SERVER_{variable}": value})
+def test_a_value_that_cannot_be_is_a_config_error_that_names_and_shows_it(name, value):
+    with pytest.raises(ConfigError, match=f"{name}={value}"):
+        Settings(**{name: value})
 
 
-def test_a_json_limit_below_one_byte_is_refused():
-    with pytest.raises(ConfigError, match="max_json_bytes"):
-        Settings(max_json_bytes=0)
+def test_presigned_uploads_need_a_store_that_signs():
+    with pytest.raises(ConfigError, match="presigned_uploads needs an object store") as caught:
+        Settings(presigned_uploads=True)
+    assert "blob_url" in str(caught.value)
+
+
+def test_a_server_with_tls_does_not_send_devices_to_a_store_without():
+    bucket = {"blob_url": "s3://bucket", "presigned_uploads": True}
+    tls = {"tls_certificate": "c.pem", "tls_key": "k.pem"}
+    with pytest.raises(ConfigError, match="https://"):
+        Settings(**bucket, **tls, blob_endpoint="http://127.0.0.1:9000")
+    Settings(**bucket, **tls, blob_endpoint="https://s3.example")
+    Settings(**bucket, blob_endpoint="http://127.0.0.1:9000")
+
+
+def test_every_setting_says_what_it_means():
+    assert describe_settings().keys() == setting_kinds().keys()
+    assert all(len(text) > 15 for text in describe_settings().values())
 
 
 @pytest.mark.parametrize("name", ["plain", "a b", "100%25", "what?", "a#b"])

@@ -1,0 +1,44 @@
+"""Wire what an operator watches a server by: probes, metrics, request ids and the log."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from fastapi import FastAPI
+
+from server import operator_api
+from server.blobs import Blobs
+from server.exchanges import Exchanges
+from server.fleet_metrics import FleetMetrics
+from server.health import Health
+from server.logs import log_exchange
+from server.metrics import Metrics
+from server.request_ids import RequestIds
+from server.store import Store
+
+
+def install(
+    app: FastAPI, store: Store, blobs: Blobs, clock: Callable[[], float], is_open: bool
+) -> None:
+    """Make an application watched; after every other middleware, so that these are outermost.
+
+    Args:
+        app: Its ``state`` gets ``health``, ``fleet`` and ``metrics``.
+        store: Where rows are.
+        blobs: Where tensors are.
+        clock: Seconds since 1970.
+        is_open: Whether anybody may read ``/metrics``.
+    """
+    fleet = FleetMetrics(store, clock)
+    app.state.health, app.state.fleet = Health(store, blobs), fleet
+    app.state.metrics = Metrics(fleet)
+    app.include_router(operator_api.probes)
+    app.include_router(operator_api.metrics_router(is_open))
+    app.add_middleware(Exchanges, observers=[log_exchange, app.state.metrics.count])
+    app.add_middleware(RequestIds)
+
+
+def close(app: FastAPI) -> None:
+    """Let go of the threads that watch an application."""
+    app.state.health.close()
+    app.state.fleet.close()
