@@ -42,6 +42,7 @@ EXAMPLES_PER_DEVICE = 400
 SEED = 7
 TOKENS_LEARNED = 2  # of each example: the answer word and the end token
 SKETCH_SIZES = (1, 2, 4, 8, 16)
+PORT = 8765  # for looking at the finished run; while it runs the system chooses
 FLEET = {"ada": 2, "ben": 4, "cleo": 8, "dan": 16}  # device to the sketch it can afford
 
 
@@ -56,6 +57,21 @@ class Outcome:
 
     devices: dict[str, list[dict[str, Any]]]
     seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Served:
+    """The server of the demo while it runs.
+
+    Attributes:
+        address: Where devices find it.
+        enrolment_token: Lets them in.
+        reader_token: Opens the dashboard, which only looks.
+    """
+
+    address: str
+    enrolment_token: str
+    reader_token: str
 
 
 def main() -> int:
@@ -104,9 +120,10 @@ def _demo(console: Console) -> None:
     with Processes(FOLDER / "logs", threads) as processes:
         console.print("Measuring the untrained model on the held-out questions …")
         before = _heldout(processes, "heldout-before", model, cores)
-        address, token = _start_server(processes, model)
-        console.rule(f"{ROUNDS} rounds on {address}")
-        devices = _device_commands(model, address, token, threads, allowed)
+        served = _start_server(processes, model)
+        console.rule(f"{ROUNDS} rounds on {served.address}")
+        _print_line(console, f"Dashboard: {_dashboard(served.address, served.reader_token)}")
+        devices = _device_commands(model, served, threads, allowed)
         outcome = _run_fleet(console, processes, devices)
         adapter = _export(processes, model)
         console.print("Measuring the trained model on the held-out questions …")
@@ -120,11 +137,14 @@ def _demo(console: Console) -> None:
     console.print(screen.fleet_table(summary["devices"], budgets, full))
     console.print(f"{ROUNDS} rounds took {outcome.seconds:.0f} s. Summary: {FOLDER}/summary.json")
     console.print(f"The adapter is a PEFT folder: {adapter}. Try it:")
-    console.print(_try_line(adapter), soft_wrap=True, highlight=False, markup=False)
+    _print_line(console, _try_line(adapter))
+    console.print("The server has stopped. To look at what it did, serve its folder again:")
+    _print_line(console, f"  .venv/bin/edge-server serve --state {FOLDER}/server --port {PORT}")
+    _print_line(console, f"  {_dashboard(f'http://127.0.0.1:{PORT}', served.reader_token)}")
 
 
-def _start_server(processes: Processes, model: Path) -> tuple[str, str]:
-    """Create the task in an empty database and serve it; returns address and enrolment token."""
+def _start_server(processes: Processes, model: Path) -> Served:
+    """Create the task in an empty database and serve it."""
     state = _flags(state=FOLDER / "server")
     task = _flags(
         model=model,
@@ -143,8 +163,14 @@ def _start_server(processes: Processes, model: Path) -> tuple[str, str]:
     create = ["server", "task", "create", TASK, *state, *task, "--json"]
     processes.run("task-create", create)
     token = processes.run("token-create", ["server", "token", "create", *state, "--json"])
+    reader = ["server", "admin", "create", "demo", "--role", "read", *state, "--json"]
+    reader_token = processes.run("admin-create", reader)["admin_token"]
     processes.start("server", ["server", "serve", *state, "--port", "0", "--json"])
-    return processes.first_line("server")["url"], token["enrolment_token"]
+    return Served(
+        address=processes.first_line("server")["url"],
+        enrolment_token=token["enrolment_token"],
+        reader_token=reader_token,
+    )
 
 
 def _allowances(model: Path, threads: int) -> dict[str, Cost]:
@@ -183,14 +209,14 @@ def _allowances(model: Path, threads: int) -> dict[str, Cost]:
 
 
 def _device_commands(
-    model: Path, address: str, token: str, threads: int, allowed: dict[str, Cost]
+    model: Path, served: Served, threads: int, allowed: dict[str, Cost]
 ) -> dict[str, list[str]]:
     """Return the command of each device, as its owner would type it."""
     commands = {}
     for name, cost in allowed.items():
         flags = _flags(
-            server=address,
-            token=token,
+            server=served.address,
+            token=served.enrolment_token,
             name=name,
             state=FOLDER / "devices" / name,
             data=FOLDER / "data" / f"{name}.jsonl",
@@ -290,6 +316,15 @@ def _full_rank_bytes(model: Path) -> int:
     """Bytes of the tensors one device would send per round at full rank."""
     shape = read_model_shape(model)
     return 4 * adapter_parameters(shape.target_layers(shape.default_targets), RANK)
+
+
+def _dashboard(address: str, reader_token: str) -> str:
+    return f"{address}/dashboard#token={reader_token}"
+
+
+def _print_line(console: Console, text: str) -> None:
+    """Print a line that people copy: as it is, in one piece."""
+    console.print(text, soft_wrap=True, highlight=False, markup=False)
 
 
 def _try_line(adapter: Path) -> str:
