@@ -18,8 +18,8 @@ setup: .venv/ready  ## create .venv with everything the demo and the tests need
 demo: setup  ## the main job: a fleet fine-tunes a real 4-bit LLM on this machine
 	$(BIN)/python -m demo
 
-test: setup  ## all tests
-	$(BIN)/python -m pytest
+test: setup  ## all tests, on as many as four cores
+	$(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 --dist=worksteal
 
 check: setup  ## lint, format, types
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
@@ -29,9 +29,11 @@ fix: setup  ## format and mend what ruff can
 
 bench: setup  ## every benchmark, one after the other
 	$(BIN)/python -m bench.wire_bytes
+	$(BIN)/python -m bench.wire_fuzz
 	$(BIN)/python -m bench.plan_accuracy
 	$(BIN)/python -m bench.plan_enforced
 	$(BIN)/python -m bench.train_step
+	$(BIN)/python -m bench.server_load
 
 serve: setup  ## a server on loopback with its state in .server
 	$(BIN)/edge-server serve --state .server

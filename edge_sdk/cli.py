@@ -1,4 +1,4 @@
-"""The command line of a device: ``edge-sdk probe | plan | join | run | pull | infer``."""
+"""``edge-sdk`` on a device: ``probe | plan | join | change-key | run | pull | infer``."""
 
 from __future__ import annotations
 
@@ -64,6 +64,16 @@ def _join(options: argparse.Namespace) -> None:
         return
     _out.print(f"joined {identity.server} as {identity.name} ({identity.device_id})")
     _out.print("next: edge-sdk run --data your-examples.jsonl")
+
+
+def _change_key(options: argparse.Namespace) -> None:
+    from edge_sdk.enrolment import change_key
+
+    identity = change_key(options.state)
+    if options.json:
+        _print_json({"server": identity.server, "device_id": identity.device_id})
+        return
+    _out.print(f"{identity.server} knows {identity.name} ({identity.device_id}) by a new key")
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -156,6 +166,9 @@ def _parser() -> argparse.ArgumentParser:
     join.add_argument("server", help="address, such as http://127.0.0.1:8765")
     join.add_argument("--token", required=True, help="enrolment token from the operator")
     _add_identity(join)
+
+    change_key = _command(commands, "change-key", _change_key, "give this device a new key")
+    _add_state(change_key)
 
     run = _command(commands, "run", _run, "take part until the task is finished")
     run.add_argument("--data", type=Path, required=True, help="JSONL with this device's examples")

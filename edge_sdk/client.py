@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from edge_sdk.adapter_source import AdapterSource
 from edge_sdk.cost import Workload
 from edge_sdk.device import peak_rss_bytes
 from edge_sdk.enrolment import join
@@ -222,15 +223,23 @@ class EdgeClient:
         )
 
     def pull(self, folder: str | Path) -> int:
-        """Write the newest global adapter as a PEFT folder and return its version."""
+        """Write the adapter the operator gives to this device as a PEFT folder; return its version.
+
+        Nothing is written before its signature, its origin and every byte were checked.
+
+        Raises:
+            UntrustedAdapter: It is not from this device's server, of another base model, or older
+                than one this device was given before.
+        """
         task = self._fetch_task()
-        transport = self._connected()
-        newest = transport.adapters(task.name)[-1]
-        shapes = adapter_shapes(task.adapter, task.adapter.r)
-        body = transport.adapter_body(task, newest.version)
-        arrays, _ = decode(body, shapes, task.adapter.wire_dtype)
-        write_peft_folder(Path(folder), task, arrays, str(self._base_folder(task)))
-        return newest.version
+        base = str(self._base_folder(task))
+        found = self._patiently(lambda: self._source().fetch(task))
+        write_peft_folder(Path(folder), task, found.arrays, base, found.signed)
+        return found.manifest.version
+
+    def _source(self) -> AdapterSource:
+        identity = join(self._state, self._server, self._enrolment_token, self._name)
+        return AdapterSource(self._connected(), self._state, identity.server, identity.device_id)
 
     def _fetch_slice(self, task: TaskSpec, work: Assignment) -> Arrays:
         transport = self._connected()
@@ -277,7 +286,7 @@ class EdgeClient:
     def _connected(self) -> Transport:
         if self._transport is None:
             identity = join(self._state, self._server, self._enrolment_token, self._name)
-            self._transport = Transport(identity.server, identity.device_token)
+            self._transport = Transport(identity.server, identity)
         return self._transport
 
     def _fetch_task(self) -> TaskSpec:
@@ -305,9 +314,9 @@ class EdgeClient:
             try:
                 return exchange()
             except (ServerUnreachable, ServerBusy) as error:
-                if waited >= self._outage_patience_s:
-                    raise
                 wanted = error.retry_after_s if isinstance(error, ServerBusy) else 0.0
+                if max(waited, wanted) >= self._outage_patience_s:
+                    raise
                 rest = max(wanted, pause * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
                 log.warning("%s; trying again in %.1f s", error, rest)
                 time.sleep(rest)

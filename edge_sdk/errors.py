@@ -14,6 +14,11 @@
     ├─ ModelError                   a base model that cannot be found or used
     │  └─ WrongBaseModel            not the base model the task pins
     ├─ AdapterError                 an adapter folder that cannot be read
+    ├─ UntrustedAdapter             an adapter version this device must not use
+    │  ├─ BadSignature              changed after it was signed
+    │  ├─ UnknownKey                signed by a key this device does not trust
+    │  ├─ ForeignAdapter            of another task, base model or rank
+    │  └─ RolledBack                older than what this device was told before
     ├─ StorageError                 the disk or the database refused
     ├─ TrainingError
     │  └─ LossDiverged
@@ -23,12 +28,22 @@
     │  ├─ DigestMismatch            bytes changed on the way
     │  ├─ ProtocolMismatch          the two sides speak different versions
     │  ├─ NotFinite                 NaN or infinity in an update
+    │  ├─ RangeNotSatisfiable       a part of a body that is not in it
     │  └─ TooLarge                  more bytes than this request may have
     └─ SyncError                    the exchange between device and server failed
        ├─ ServerUnreachable         nobody answered: try again later
        ├─ ServerBusy                try again after ``retry_after_s``
+       │  ├─ TooSlow                the body came too slowly
+       │  └─ TooManyRequests        more requests than one device or address may make
+       │     └─ QuotaExceeded       more bytes than one device may send in a day
        ├─ ServerFailed              the server broke; its log says why
        ├─ NotAuthorized             missing, unknown or foreign token: enrol again
+       │  ├─ TokenExpired           its time is over
+       │  ├─ TokenUsedUp            an enrolment token that let in as many as it may
+       │  ├─ StaleChallenge         a challenge that is foreign, old or used: ask for another
+       │  └─ BadProof               a signature that is not of the device's key
+       ├─ Revoked                   the operator took a token or a device back
+       ├─ NotAllowed                an admin's role is not enough
        ├─ NotFound                  no such task, round or adapter version
        ├─ NotAssigned               this device has no work in that round
        ├─ RoundClosed               too late: fetch the next assignment
@@ -149,6 +164,36 @@ class AdapterError(EdgeError):
     code = "invalid_adapter"
 
 
+class UntrustedAdapter(EdgeError):
+    """An adapter version that this device must not use; what it has stays as it is."""
+
+    code = "untrusted_adapter"
+
+
+class BadSignature(UntrustedAdapter):
+    """The signature does not belong to what came."""
+
+    code = "bad_signature"
+
+
+class UnknownKey(UntrustedAdapter):
+    """Signed by a key that the trusted one never gave way to."""
+
+    code = "unknown_key"
+
+
+class ForeignAdapter(UntrustedAdapter):
+    """Rightly signed, but of another task, base model, rank or scaling."""
+
+    code = "foreign_adapter"
+
+
+class RolledBack(UntrustedAdapter):
+    """An older answer than one this device had before: replayed, or from a backup."""
+
+    code = "rolled_back"
+
+
 class StorageError(EdgeError):
     """The disk or the database refused; nothing was half-written."""
 
@@ -217,6 +262,20 @@ class TooLarge(WireError):
     code = "too_large"
 
 
+class RangeNotSatisfiable(WireError):
+    """The part of a body that was asked for is not in it.
+
+    Attributes:
+        size_bytes: Of the whole body.
+    """
+
+    code = "range_not_satisfiable"
+
+    def __init__(self, message: str, size_bytes: int = 0) -> None:
+        super().__init__(message)
+        self.size_bytes = size_bytes
+
+
 class SyncError(EdgeError):
     """The exchange between a device and its server failed."""
 
@@ -243,6 +302,24 @@ class ServerBusy(SyncError):
         self.retry_after_s = retry_after_s
 
 
+class TooSlow(ServerBusy):
+    """A body came more slowly than a server can wait for."""
+
+    code = "too_slow"
+
+
+class TooManyRequests(ServerBusy):
+    """More requests than one device, or one address, may make."""
+
+    code = "too_many_requests"
+
+
+class QuotaExceeded(TooManyRequests):
+    """More bytes than one device may send in a day."""
+
+    code = "quota_exceeded"
+
+
 class ServerFailed(SyncError):
     """The server broke while answering; its log holds the reason."""
 
@@ -253,6 +330,42 @@ class NotAuthorized(SyncError):
     """The token is missing, unknown or belongs to another server."""
 
     code = "not_authorized"
+
+
+class TokenExpired(NotAuthorized):
+    """The token was good once; its time is over."""
+
+    code = "token_expired"
+
+
+class TokenUsedUp(NotAuthorized):
+    """The enrolment token has let in as many devices as it may."""
+
+    code = "token_used_up"
+
+
+class StaleChallenge(NotAuthorized):
+    """The challenge is not the server's for this device, too old, or was used before."""
+
+    code = "stale_challenge"
+
+
+class BadProof(NotAuthorized):
+    """A signature that the device's key did not make over this request."""
+
+    code = "bad_proof"
+
+
+class Revoked(SyncError):
+    """The operator took back what this device, token or admin was allowed."""
+
+    code = "revoked"
+
+
+class NotAllowed(SyncError):
+    """The admin is known, but its role is not enough."""
+
+    code = "not_allowed"
 
 
 class NotFound(SyncError):

@@ -17,7 +17,7 @@ _UNITS = {
     "mib": 2**20,
     "gib": 2**30,
 }
-_SECONDS = {"": 1, "s": 1, "sec": 1, "min": 60, "m": 60, "h": 3600}
+_SECONDS = {"": 1, "s": 1, "sec": 1, "min": 60, "m": 60, "h": 3600, "d": 86_400}
 _BITS_PER_S = {"bit/s": 1, "kbit/s": 1e3, "mbit/s": 1e6, "gbit/s": 1e9}
 _BYTES_PER_S = {"b/s": 1, "kb/s": 1e3, "mb/s": 1e6, "gb/s": 1e9}
 _AMOUNT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z/]*)\s*")
@@ -39,7 +39,7 @@ def parse_bytes(text: str) -> int:
 
 
 def parse_seconds(text: str) -> float:
-    """Read a duration: a number with ``s``, ``min`` or ``h``; a bare number is seconds.
+    """Read a duration: a number with ``s``, ``min``, ``h`` or ``d``; a bare number is seconds.
 
     Raises:
         ConfigError: Not a positive duration.

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping
+from http import HTTPStatus
+from io import BytesIO
 from typing import TypeVar
 from urllib.parse import quote, urlsplit
 
@@ -11,18 +14,29 @@ import requests
 from requests.adapters import HTTPAdapter
 from urllib3.util import Retry
 
+from edge_sdk.access import Access
+from edge_sdk.device_key import DeviceKey
 from edge_sdk.errors import (
     ConfigError,
+    DigestMismatch,
     EdgeError,
+    NotAuthorized,
+    NotFound,
     ServerBusy,
     ServerFailed,
     ServerUnreachable,
+    StorageError,
     TooLarge,
     WireError,
     by_code,
 )
+from edge_sdk.identity import Identity
 from edge_sdk.link import LinkMeter
+from edge_sdk.store_upload import put_into_store, without_password
+from edge_sdk.wire.manifest import Signed
 from edge_sdk.wire.messages import (
+    PRESIGNED,
+    UPLOADS_HEADER,
     AdapterInfo,
     AdapterSpec,
     CheckIn,
@@ -33,18 +47,36 @@ from edge_sdk.wire.messages import (
     Receipt,
     RoundStatus,
     TaskSpec,
+    UpdateNotice,
+    UploadPlace,
     check_protocol,
     decode_message,
     encode_message,
 )
-from edge_sdk.wire.payload import MEDIA_TYPE, body_limit, check_content_digest, content_digest
+from edge_sdk.wire.payload import (
+    MEDIA_TYPE,
+    body_limit,
+    check_content_digest,
+    content_digest,
+    digest,
+)
+from edge_sdk.wire.proofs import enrolment_statement
 
 MAX_JSON_BYTES = 4 << 20
 CONNECT_TIMEOUT_S = 5.0
 READ_TIMEOUT_S = 60.0
 _CHUNK_BYTES = 1 << 16
+_STORE_FAILED = (NotFound, StorageError, DigestMismatch)
+
+log = logging.getLogger("edge_sdk")
 
 Answer = TypeVar("Answer")
+
+
+class _Retry(Retry):
+    """Leaves 429 to the caller: a quota may ask for hours, which nobody sleeps through here."""
+
+    RETRY_AFTER_STATUS_CODES = frozenset({503})
 
 
 class Transport:
@@ -55,7 +87,7 @@ class Transport:
 
     Args:
         server: Base address, ``http://`` or ``https://``.
-        device_token: Sent as a bearer token; None before enrolment.
+        identity: Of this device, which gets and renews its access tokens; None before enrolment.
         retries: Attempts after the first one, for refused connections and 502, 503, 504.
 
     Attributes:
@@ -64,15 +96,15 @@ class Transport:
         meter: Measures the link on them.
     """
 
-    def __init__(self, server: str, device_token: str | None = None, retries: int = 3) -> None:
+    def __init__(self, server: str, identity: Identity | None = None, retries: int = 3) -> None:
         parts = urlsplit(server)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ConfigError(f"server address {server!r} must look like http://host:port")
         self._base = server.rstrip("/")
         self._session = requests.Session()
-        if device_token is not None:
-            self._session.headers["Authorization"] = f"Bearer {device_token}"
-        retry = Retry(
+        self._session.auth = without_password
+        self._access = Access(identity, self._ask) if identity is not None else None
+        retry = _Retry(
             total=retries,
             backoff_factor=0.3,
             backoff_jitter=0.3,
@@ -86,11 +118,25 @@ class Transport:
         self.uploaded_bytes = 0
         self.downloaded_bytes = 0
         self.meter = LinkMeter()
+        self._is_store_offered = False
 
-    def enrol(self, enrolment_token: str, name: str) -> Enrolment:
-        """Let the server give this device an identity."""
-        request = EnrolRequest(enrolment_token=enrolment_token, name=name)
-        return self._json(Enrolment, "POST", "/v1/enrol", encode_message(request))
+    def enrol(self, enrolment_token: str, name: str, key: DeviceKey) -> Enrolment:
+        """Let the server know this device by its key; the same key again is the same device."""
+        proof = key.sign(enrolment_statement(enrolment_token, key.public_key))
+        request = EnrolRequest(
+            enrolment_token=enrolment_token, name=name, public_key=key.public_key, proof=proof
+        )
+        return self._ask(Enrolment, "/v1/enrol", request)
+
+    def change_key(self, new: DeviceKey) -> None:
+        """Let a new key of this device take over.
+
+        Raises:
+            BadProof: The present key is no longer this device's.
+        """
+        if self._access is None:
+            raise ConfigError("only a device that has joined a server has a key to change")
+        self._access.change_key(new)
 
     def tasks(self) -> list[str]:
         """Return the names of the server's tasks."""
@@ -105,7 +151,11 @@ class Transport:
     def check_in(self, task: str, message: CheckIn) -> CheckInReply:
         """Say that this device is ready, and get work, a time to come back, or the end."""
         path = f"/v1/tasks/{_part(task)}/check-in"
-        return self._json(CheckInReply, "POST", path, encode_message(message))
+        headers = {"Content-Type": "application/json"}
+        body = encode_message(message)
+        content, received = self._exchange("POST", path, body, headers, MAX_JSON_BYTES)
+        self._is_store_offered = received.get(UPLOADS_HEADER) == PRESIGNED
+        return decode_message(CheckInReply, content)
 
     def round_status(self, task: str, round_number: int) -> RoundStatus:
         """Return the state of one round."""
@@ -117,19 +167,82 @@ class Transport:
         return self._tensors(path, task.adapter, k)
 
     def submit(self, task: str, round_number: int, body: bytes) -> Receipt:
-        """Send an update; when this returns, the server will count it exactly once."""
-        path = f"/v1/tasks/{_part(task)}/rounds/{round_number}/update"
+        """Send an update; when this returns, the server will count it exactly once.
+
+        If the server offered its object store at the last check-in, the update is put there; where
+        the store fails, it goes to the server after all.
+        """
+        path = f"/v1/tasks/{_part(task)}/rounds/{round_number}"
+        if self._is_store_offered:
+            receipt = self._submit_by_store(f"{path}/staged", body)
+            if receipt is not None:
+                return receipt
+            log.warning("round %d: the update goes to the server itself", round_number)
         headers = {"Content-Type": MEDIA_TYPE, "Content-Digest": content_digest(body)}
-        return self._json(Receipt, "PUT", path, body, headers)
+        return self._json(Receipt, "PUT", f"{path}/update", body, headers)
 
     def adapters(self, task: str) -> list[AdapterInfo]:
         """Return the versions of the global adapter, oldest first."""
         return self._json(list[AdapterInfo], "GET", f"/v1/tasks/{_part(task)}/adapters")
 
-    def adapter_body(self, task: TaskSpec, version: int) -> bytes:
-        """Fetch one version of the global adapter at full rank, as checked bytes."""
+    def pointer(self, task: str) -> Signed:
+        """Return which version of a task's adapter devices use now; not checked yet."""
+        return self._json(Signed, "GET", f"/v1/tasks/{_part(task)}/channels/stable")
+
+    def manifest(self, task: str, version: int) -> Signed:
+        """Return what one version of an adapter is; not checked yet."""
+        return self._json(Signed, "GET", f"/v1/tasks/{_part(task)}/adapters/{version}/manifest")
+
+    def key_successions(self) -> list[Signed]:
+        """Return how the server's first key led to its newest; not checked yet."""
+        return self._json(list[Signed], "GET", "/v1/keys")
+
+    def adapter_body(self, task: TaskSpec, version: int, digest: str) -> bytes:
+        """Fetch one version at full rank, going on where a cut connection stopped.
+
+        Args:
+            task: Whose adapter.
+            version: Which one.
+            digest: SHA-256 it shall have; the rest of another body is not taken for its rest. The
+                caller checks the whole.
+
+        Raises:
+            ServerUnreachable: The connection was cut before a byte more had come.
+        """
         path = f"/v1/tasks/{_part(task.name)}/adapters/{version}"
-        return self._tensors(path, task.adapter, task.adapter.r)
+        limit = body_limit(task.adapter, task.adapter.r)
+        body = bytearray()
+        while True:
+            had = len(body)
+            rest = {"Range": f"bytes={had}-", "If-Range": f'"{digest}"'} if had else {}
+            try:
+                self._receive("GET", path, None, rest, limit, body)
+            except ServerUnreachable:
+                if len(body) <= had:
+                    raise
+            else:
+                return bytes(body)
+
+    def _submit_by_store(self, path: str, body: bytes) -> Receipt | None:
+        """Put an update into the object store and get its receipt; None if the store failed."""
+        notice = encode_message(UpdateNotice(size_bytes=len(body), digest=digest(body)))
+        try:
+            place = self._json(UploadPlace, "POST", path, notice)
+            is_taken = self._put_into_store(place.url, body)
+            return self._json(Receipt, "PUT", path, notice) if is_taken else None
+        except _STORE_FAILED as error:
+            log.warning("the object store is of no use now: %s", error)
+            return None
+
+    def _put_into_store(self, url: str, body: bytes) -> bool:
+        started = time.perf_counter()
+        needs_tls = urlsplit(self._base).scheme == "https"
+        timeouts_s = (CONNECT_TIMEOUT_S, READ_TIMEOUT_S)
+        is_taken = put_into_store(url, body, timeouts_s, needs_tls=needs_tls)
+        if is_taken:
+            self.uploaded_bytes += len(body)
+            self.meter.add(len(body), 0, time.perf_counter() - started)
+        return is_taken
 
     def _json(
         self,
@@ -151,39 +264,88 @@ class Transport:
     def _exchange(
         self, method: str, path: str, body: bytes | None, headers: Mapping[str, str], limit: int
     ) -> tuple[bytes, Mapping[str, str]]:
+        content = bytearray()
+        received = self._receive(method, path, body, headers, limit, content)
+        return bytes(content), received
+
+    def _ask(self, kind: type[Answer], path: str, message: object = None) -> Answer:
+        """POST a message without an access token."""
+        body = None if message is None else encode_message(message)
+        headers = {"Content-Type": "application/json"} if body else {}
+        content = bytearray()
+        self._receive_once("POST", path, body, headers, MAX_JSON_BYTES, content)
+        return decode_message(kind, bytes(content))
+
+    def _receive(
+        self,
+        method: str,
+        path: str,
+        body: bytes | None,
+        headers: Mapping[str, str],
+        limit: int,
+        into: bytearray,
+    ) -> Mapping[str, str]:
+        """Do one exchange with an access token, renewed before it ends and once if refused."""
+        if self._access is None:
+            return self._receive_once(method, path, body, headers, limit, into)
+        is_new = self._access.is_due
+        if is_new:
+            self._access.renew()
+        try:
+            shown = {**headers, **self._access.headers()}
+            return self._receive_once(method, path, body, shown, limit, into)
+        except NotAuthorized:
+            if is_new:
+                raise
+        self._access.renew()
+        shown = {**headers, **self._access.headers()}
+        return self._receive_once(method, path, body, shown, limit, into)
+
+    def _receive_once(
+        self,
+        method: str,
+        path: str,
+        body: bytes | None,
+        headers: Mapping[str, str],
+        limit: int,
+        into: bytearray,
+    ) -> Mapping[str, str]:
+        """Put the answer's body in place of what is there, a part of one behind it."""
         started = time.perf_counter()
         try:
             with self._session.request(
                 method,
                 self._base + path,
-                data=body,
+                data=BytesIO(body) if body else None,  # bytes would have to be gone in one timeout
                 headers=dict(headers),
                 timeout=(CONNECT_TIMEOUT_S, READ_TIMEOUT_S),
                 stream=True,
                 allow_redirects=False,
             ) as response:
-                content = _read(response, limit)
+                content = into if 200 <= response.status_code < 300 else bytearray()
+                if response.status_code != HTTPStatus.PARTIAL_CONTENT:
+                    content.clear()
+                had = len(content)
+                _read(response, limit, content)
         except requests.RequestException as error:
             raise ServerUnreachable(
                 f"no answer from {self._base} ({type(error).__name__}): is the server running "
                 "and reachable from here?"
             ) from error
         self.uploaded_bytes += len(body or b"")
-        self.downloaded_bytes += len(content)
+        self.downloaded_bytes += len(content) - had
         if not 200 <= response.status_code < 300:
-            raise _as_error(response.status_code, response.headers, content)
-        self.meter.add(len(body or b""), len(content), time.perf_counter() - started)
-        return content, response.headers
+            raise _as_error(response.status_code, response.headers, bytes(content))
+        self.meter.add(len(body or b""), len(content) - had, time.perf_counter() - started)
+        return response.headers
 
 
-def _read(response: requests.Response, limit: int) -> bytes:
-    """Read a body, but never more than ``limit`` bytes of it."""
-    content = bytearray()
+def _read(response: requests.Response, limit: int, content: bytearray) -> None:
+    """Append a body, but never to more than ``limit`` bytes."""
     for chunk in response.iter_content(_CHUNK_BYTES):
         content += chunk
         if len(content) > limit:
             raise TooLarge(f"the server sent more than the {limit} bytes this answer may have")
-    return bytes(content)
 
 
 def _as_error(status: int, headers: Mapping[str, str], content: bytes) -> EdgeError:
@@ -193,8 +355,8 @@ def _as_error(status: int, headers: Mapping[str, str], content: bytes) -> EdgeEr
     except WireError:
         return ServerFailed(f"HTTP {status} without a readable reason; is this an edge-server?")
     kind = by_code().get(problem.code, ServerFailed)
-    if kind is ServerBusy:
-        return ServerBusy(problem.detail, retry_after_s=_seconds(headers.get("Retry-After")))
+    if issubclass(kind, ServerBusy):
+        return kind(problem.detail, retry_after_s=_seconds(headers.get("Retry-After")))
     return kind(problem.detail)
 
 

@@ -6,23 +6,26 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Path, Request, Response
 from fastapi.concurrency import run_in_threadpool
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from edge_sdk.wire.messages import (
+    PRESIGNED,
+    UPLOADS_HEADER,
     AdapterInfo,
     CheckIn,
     CheckInReply,
-    Enrolment,
-    EnrolRequest,
     Receipt,
     RoundStatus,
     TaskSpec,
 )
 from edge_sdk.wire.payload import MEDIA_TYPE
 from server.coordinator import Coordinator
-from server.limits import BoundedJsonRoute, bounded_chunks
-from server.store import DeviceRow
-from server.tensor_response import from_bytes, from_file
+from server.device_access import Device, DeviceRoute
+from server.limits import announced_bytes, bounded_chunks, gathered
+from server.ranges import Asked
+from server.refusals import note_refusal
+from server.tensor_response import from_bytes, from_stream
+from server.tensor_threads import TensorThreads
+from server.upload_quota import UploadQuota
 
 _MAX_NUMBER = 2**31 - 1
 _BINARY = {MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}}}
@@ -33,13 +36,23 @@ _DIGEST_HEADER = {
     }
 }
 _TENSORS_OUT: dict[int | str, dict[str, Any]] = {
-    200: {"description": "Tensors", "content": _BINARY, "headers": _DIGEST_HEADER}
+    200: {"description": "Tensors", "content": _BINARY, "headers": _DIGEST_HEADER},
+    206: {"description": "The part of the tensors that `Range` asks for", "content": _BINARY},
+    304: {"description": "The body is the one that `If-None-Match` names"},
+}
+_CHECKED_IN: dict[int | str, dict[str, Any]] = {
+    200: {
+        "headers": {
+            UPLOADS_HEADER: {
+                "description": "`presigned`: the update may go to the object store; else missing",
+                "schema": {"type": "string"},
+            }
+        }
+    }
 }
 _TENSORS_IN = {"requestBody": {"required": True, "content": _BINARY}}
 
-router = APIRouter(prefix="/v1", route_class=BoundedJsonRoute)
-health = APIRouter()
-_bearer = HTTPBearer(auto_error=False, description="Device token from /v1/enrol")
+router = APIRouter(prefix="/v1", route_class=DeviceRoute)
 
 
 def _coordinator(request: Request) -> Coordinator:
@@ -47,32 +60,16 @@ def _coordinator(request: Request) -> Coordinator:
     return found
 
 
+def tensor_threads(request: Request) -> TensorThreads:
+    """Return the threads for work on whole tensor bodies."""
+    found: TensorThreads = request.app.state.tensor_threads
+    return found
+
+
 Rounds = Annotated[Coordinator, Depends(_coordinator)]
-
-
-def _device(
-    rounds: Rounds,
-    credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
-) -> DeviceRow:
-    return rounds.authenticate(credentials.credentials if credentials else None)
-
-
-Device = Annotated[DeviceRow, Depends(_device)]
 RoundNumber = Annotated[int, Path(ge=1, le=_MAX_NUMBER, description="From 1")]
 Version = Annotated[int, Path(ge=0, le=_MAX_NUMBER, description="0 is the initial adapter")]
 ContentDigest = Annotated[str | None, Header(description="`sha-256=:<base64>:` (RFC 9530)")]
-
-
-@health.get("/healthz", tags=["operator"])
-def healthz() -> dict[str, str]:
-    """Say that the server answers."""
-    return {"status": "ok"}
-
-
-@router.post("/enrol", status_code=201, tags=["device"])
-def enrol(message: EnrolRequest, rounds: Rounds) -> Enrolment:
-    """Exchange an enrolment token for a device identity."""
-    return rounds.enrol(message)
 
 
 @router.get("/tasks", tags=["task"])
@@ -87,9 +84,18 @@ def get_task(task: str, rounds: Rounds, _device: Device) -> TaskSpec:
     return rounds.task(task)
 
 
-@router.post("/tasks/{task}/check-in", tags=["round"])
-def check_in(task: str, message: CheckIn, rounds: Rounds, device: Device) -> CheckInReply:
+@router.post(
+    "/tasks/{task}/check-in",
+    tags=["round"],
+    responses=_CHECKED_IN,
+    dependencies=[Depends(note_refusal)],
+)
+def check_in(
+    task: str, message: CheckIn, rounds: Rounds, device: Device, request: Request, answer: Response
+) -> CheckInReply:
     """Ask for work; again in the same round gets the same, or a smaller sketch if need be."""
+    if request.app.state.staging is not None:
+        answer.headers[UPLOADS_HEADER] = PRESIGNED
     return rounds.check_in(device.id, task, message)
 
 
@@ -105,12 +111,23 @@ def get_round(task: str, number: RoundNumber, rounds: Rounds, _device: Device) -
     response_class=Response,
     responses=_TENSORS_OUT,
 )
-def get_slice(task: str, number: RoundNumber, rounds: Rounds, device: Device) -> Response:
+async def get_slice(
+    task: str, number: RoundNumber, request: Request, rounds: Rounds, device: Device, asked: Asked
+) -> Response:
     """Return the ranks of the adapter that the device trains in this round."""
-    return from_bytes(rounds.slice_for(device.id, task, number))
+
+    def cut() -> Response:
+        return from_bytes(rounds.slice_for(device.id, task, number), asked)
+
+    return await tensor_threads(request).run(cut)
 
 
-@router.put("/tasks/{task}/rounds/{number}/update", tags=["round"], openapi_extra=_TENSORS_IN)
+@router.put(
+    "/tasks/{task}/rounds/{number}/update",
+    tags=["round"],
+    openapi_extra=_TENSORS_IN,
+    dependencies=[Depends(note_refusal)],
+)
 async def put_update(
     task: str,
     number: RoundNumber,
@@ -124,12 +141,15 @@ async def put_update(
     The same bytes again get the same receipt. A receipt is sent when the update is durable.
     """
     limit = await run_in_threadpool(rounds.expect_update, device.id, task, number)
-    with rounds.open_upload() as upload:
-        async for chunk in bounded_chunks(request, limit):
-            await run_in_threadpool(upload.write, chunk)
-        return await run_in_threadpool(
-            rounds.accept_update, device.id, task, number, upload, content_digest
-        )
+    coming = min(limit, announced_bytes(request, limit))
+    quota: UploadQuota = request.app.state.upload_quota
+    async with quota.metered(device.id, task, number, coming) as meter:
+        with rounds.open_upload() as upload:
+            async for part in gathered(meter.counted(bounded_chunks(request, limit))):
+                await run_in_threadpool(upload.write, part)
+            return await tensor_threads(request).run(
+                rounds.accept_update, device.id, task, number, upload, content_digest
+            )
 
 
 @router.get("/tasks/{task}/adapters", tags=["adapter"])
@@ -144,7 +164,9 @@ def list_adapters(task: str, rounds: Rounds, _device: Device) -> list[AdapterInf
     response_class=Response,
     responses=_TENSORS_OUT,
 )
-def get_adapter(task: str, version: Version, rounds: Rounds, _device: Device) -> Response:
+def get_adapter(
+    task: str, version: Version, rounds: Rounds, _device: Device, asked: Asked
+) -> Response:
     """Return one version of the global adapter, all ranks."""
-    info, path = rounds.adapter_file(task, version)
-    return from_file(path, info.size_bytes, info.digest)
+    info, stream = rounds.adapter_body(task, version)
+    return from_stream(stream, info.size_bytes, info.digest, asked)

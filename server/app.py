@@ -9,15 +9,34 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 
-from server import api, openapi, problems
-from server.blobs import BlobFolder
+from server import (
+    admin_api,
+    api,
+    dashboard_api,
+    entrance_api,
+    openapi,
+    operating,
+    problems,
+    registry_api,
+    staging_api,
+)
+from server.auth import Gate
+from server.blobs import Blobs
 from server.closer import Closer
+from server.collecting import Collecting
+from server.collector import Collector
 from server.coordinator import Clock, Coordinator
+from server.credentials import Credentials
+from server.key_ring import KeyRing
+from server.overview import Overviews
+from server.rate_limits import RateLimit
+from server.refusals import Refusals
+from server.registry import Registry
 from server.settings import Settings
 from server.state import open_state
 from server.store import Store
-
-_LEFTOVER_AGE_S = 3600.0
+from server.tensor_threads import TensorThreads
+from server.upload_quota import UploadQuota
 
 
 def create_app(settings: Settings, clock: Clock = time.time) -> FastAPI:
@@ -29,30 +48,59 @@ def create_app(settings: Settings, clock: Clock = time.time) -> FastAPI:
 
     Raises:
         StorageError: The state folder or its database cannot be opened.
-        ConfigError: The database belongs to a newer release.
+        ConfigError: The database belongs to a newer release, or the signing key is not the fleet's.
     """
     store, blobs = open_state(settings)
-    blobs.remove_leftovers(_LEFTOVER_AGE_S)
     return _wire(settings, clock, store, blobs)
 
 
-def _wire(settings: Settings, clock: Clock, store: Store, blobs: BlobFolder) -> FastAPI:
+def _wire(settings: Settings, clock: Clock, store: Store, blobs: Blobs) -> FastAPI:
     wake = threading.Event()
-    coordinator = Coordinator(store, blobs, clock, settings.poll_s, wake)
+    registry = Registry(store, KeyRing(store, settings.signing_key_file, clock), clock)
+    registry.prepare()
+    coordinator = Coordinator(store, blobs, clock, settings.poll_s, wake, registry.catch_up)
 
     @asynccontextmanager
-    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         closer = Closer(coordinator, wake, settings.tick_s)
+        collecting = Collecting(store, blobs, clock, settings.keep_updates_s)
+        collector = Collector(collecting, settings.collect_every_s)
         closer.start()
+        collector.start()
         yield
+        operating.close(app)
+        app.state.tensor_threads.close()
+        collector.stop()
         closer.stop()
         store.close()
 
-    app = FastAPI(lifespan=lifespan)
+    # No /docs or /redoc: they run scripts of a stranger beside the dashboard and its token.
+    app = FastAPI(lifespan=lifespan, redirect_slashes=False, docs_url=None, redoc_url=None)
     app.state.settings = settings
+    app.state.store = store
+    app.state.clock = clock
+    _guard(app, settings, store, clock)
     app.state.coordinator = coordinator
-    app.include_router(api.health)
+    app.state.staging = blobs.staging if settings.presigned_uploads else None
+    app.state.registry = registry
+    app.state.tensor_threads = TensorThreads()
+    app.state.refusals = Refusals(clock)
+    app.state.overviews = Overviews(store, clock, app.state.refusals)
+    app.include_router(entrance_api.router)
     app.include_router(api.router)
+    app.include_router(staging_api.router)
+    app.include_router(registry_api.router)
+    app.include_router(dashboard_api.router)
+    app.include_router(admin_api.router)
     problems.install(app)
     openapi.install(app)
+    operating.install(app, store, blobs, clock, settings.metrics_open)
     return app
+
+
+def _guard(app: FastAPI, settings: Settings, store: Store, clock: Clock) -> None:
+    """Give an application what lets devices in and keeps them within bounds."""
+    app.state.gate = Gate(store, clock, Credentials(store, clock, settings.access_token_ttl_s))
+    app.state.device_rate = RateLimit(settings.device_requests_per_min)
+    app.state.entrance_rate = RateLimit(settings.entrance_requests_per_min)
+    app.state.upload_quota = UploadQuota(store, clock, settings.device_upload_bytes_per_day)

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import secrets
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import fields
-from pathlib import Path
+from collections.abc import Callable, Iterable, Sequence
 
 from edge_sdk.errors import EdgeError
-from edge_sdk.peft_folder import write_peft_folder
-from server import output, task_command
+from server import output, settings_command, task_command
+from server.access_command import AccessCommands
 from server.adapters import AdapterShelf
-from server.auth import make_enrolment_token
-from server.lookup import find_adapter, find_task
+from server.audit import local_user
+from server.backup_command import BackupCommands
+from server.registry_command import RegistryCommands
 from server.reports import round_reports, task_reports
-from server.settings import Settings, read_settings
+from server.settings import Settings
+from server.settings_sources import read_settings
 from server.state import open_state
 from server.tasks import create_task
 
@@ -45,26 +44,31 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="edge-server", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    _add_serve(commands)
+    _command(commands, "serve", "run the server", _serve, settings=None)
 
     task = _group(commands, "task", "make and list tasks")
     create = _command(task, "create", "make a task and its initial adapter", _create_task)
     task_command.add_arguments(create)
     _command(task, "list", "list the tasks", _list_tasks)
 
-    token = _group(commands, "token", "let devices in")
-    _command(token, "create", "print a new enrolment token, once", _create_token)
+    access = AccessCommands(_settings)
+    access.add_token(_group(commands, "token", "let devices in"), _command)
+    access.add_device(_group(commands, "device", "look after devices"), _command)
+    access.add_admin(_group(commands, "admin", "look after admins"), _command)
+    credentials = _group(commands, "credentials", "look after what access tokens are made with")
+    access.add_credentials(credentials, _command)
+    access.add_audit(commands, _command)
 
     rounds = _group(commands, "round", "look at rounds")
     _command(rounds, "list", "list the rounds of a task", _list_rounds).add_argument("task")
 
-    adapter = _group(commands, "adapter", "look at adapter versions")
-    _command(adapter, "list", "list the versions", _list_adapters).add_argument("task")
-    export = _command(adapter, "export", "write a version as a PEFT folder", _export_adapter)
-    export.add_argument("task")
-    export.add_argument("out", type=Path, help="folder to write")
-    export.add_argument("--version", type=int, help="default: the latest")
-    export.add_argument("--base", help="where PEFT finds the base model (default: as in the task)")
+    registry = RegistryCommands(_settings)
+    registry.add_adapter(_group(commands, "adapter", "look after adapter versions"), _command)
+    registry.add_key(_group(commands, "key", "look after the key that signs adapters"), _command)
+    config = _group(commands, "config", "look at the settings")
+    show = settings_command.show
+    _command(config, "show", "show settings and their origins", show, settings=None)
+    BackupCommands(_settings).add(commands, _command)
     return parser
 
 
@@ -83,22 +87,13 @@ def _command(
     name: str,
     text: str,
     run: Callable[[argparse.Namespace], None],
+    settings: Iterable[str] | None = settings_command.STATE_SETTINGS,
 ) -> argparse.ArgumentParser:
     parser = commands.add_parser(name, help=text, description=text)
-    parser.add_argument("--state", type=Path, metavar="DIR", help="state folder of the server")
-    parser.add_argument("--database-url", metavar="URL", help="default: SQLite in the state folder")
+    settings_command.add_flags(parser, settings)
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)
     return parser
-
-
-def _add_serve(commands: _Subparsers[argparse.ArgumentParser]) -> None:
-    serve = _command(commands, "serve", "run the server", _serve)
-    defaults = {field.name: field.default for field in fields(Settings)}
-    kinds = {"host": str, "port": int, "poll_s": float, "tick_s": float, "max_json_bytes": int}
-    for name, kind in kinds.items():
-        flag = "--" + name.replace("_", "-")
-        serve.add_argument(flag, type=kind, help=f"default: {defaults[name]}")
 
 
 def _settings(args: argparse.Namespace) -> Settings:
@@ -106,13 +101,11 @@ def _settings(args: argparse.Namespace) -> Settings:
 
 
 def _serve(args: argparse.Namespace) -> None:
-    from server.serving import serve  # the other commands do without a web server
+    from server import logs  # the other commands do without a web server
+    from server.serving import serve
 
-    logging.basicConfig(
-        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s"
-    )
-    logging.getLogger("alembic").setLevel(logging.WARNING)
     settings = _settings(args)
+    logs.configure(settings.log_format, settings.log_level)
 
     def announce(url: str, port: int) -> None:
         facts = {"url": url, "port": port, "state": str(settings.state)}
@@ -125,7 +118,7 @@ def _create_task(args: argparse.Namespace) -> None:
     spec = task_command.build_spec(args)
     seed = secrets.randbits(_SEED_BITS) if args.seed is None else args.seed
     store, blobs = open_state(_settings(args))
-    create_task(store, AdapterShelf(blobs), spec, seed, time.time())
+    create_task(store, AdapterShelf(blobs), spec, seed, time.time(), local_user())
     text = (
         f"task {spec.name}: rank {spec.adapter.r} on {len(spec.adapter.layers)} layers of "
         f"{spec.base.model}, {spec.policy.rounds} rounds, sketch sizes {spec.policy.sketch_sizes}"
@@ -138,32 +131,6 @@ def _list_tasks(args: argparse.Namespace) -> None:
     output.tasks(task_reports(store), args.json)
 
 
-def _create_token(args: argparse.Namespace) -> None:
-    store, _ = open_state(_settings(args))
-    token = make_enrolment_token(store, time.time())
-    output.line(token, {"enrolment_token": token}, args.json)
-
-
 def _list_rounds(args: argparse.Namespace) -> None:
     store, _ = open_state(_settings(args))
     output.rounds(round_reports(store, args.task), args.json)
-
-
-def _list_adapters(args: argparse.Namespace) -> None:
-    store, _ = open_state(_settings(args))
-    with store.read() as tx:
-        find_task(tx, args.task)
-        rows = tx.adapters(args.task)
-    output.adapters(rows, args.json)
-
-
-def _export_adapter(args: argparse.Namespace) -> None:
-    store, blobs = open_state(_settings(args))
-    with store.read() as tx:
-        spec = find_task(tx, args.task).spec
-        latest = tx.adapters(args.task)[-1].version
-        row = find_adapter(tx, args.task, latest if args.version is None else args.version)
-    adapter = AdapterShelf(blobs).read(spec.adapter, row)
-    write_peft_folder(args.out, spec, adapter, args.base or spec.base.model)
-    facts = {"folder": str(args.out), "version": row.version, "round_number": row.round_number}
-    output.line(f"adapter version {row.version} of {args.task} in {args.out}", facts, args.json)

@@ -5,14 +5,18 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 
 import msgspec
 from rich.console import Console
 from rich.table import Table
 
 from edge_sdk.quantities import format_bytes
+from server.registry_reports import VersionReport
+from server.registry_store import PointerRow
 from server.reports import DeviceReport, RoundReport, TaskReport
-from server.store import AdapterRow
+
+_PIPE_COLUMNS = 1000
 
 
 def line(text: str, facts: object, is_json: bool) -> None:
@@ -49,23 +53,59 @@ def rounds(reports: Sequence[RoundReport], is_json: bool) -> None:
     _show(table)
 
 
-def adapters(rows: Sequence[AdapterRow], is_json: bool) -> None:
+def versions(reports: Sequence[VersionReport], is_json: bool) -> None:
     """Print the adapter versions of a task."""
     if is_json:
-        line("", rows, is_json)
+        line("", reports, is_json)
         return
-    table = _table("version", "round", "size", "made at (UTC)", "SHA-256")
-    for row in rows:
-        made_at = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(row.created_at))
+    table = _table(
+        "version", "round", "from", "updates", "loss", "used by", "size", "made at (UTC)", "SHA-256"
+    )
+    for report in reports:
+        made_at = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(report.created_at))
         _add(
             table,
-            row.version,
-            row.round_number,
-            format_bytes(row.size_bytes),
+            report.version,
+            report.round_number,
+            "" if report.parent_version is None else report.parent_version,
+            report.updates,
+            "" if report.mean_loss is None else f"{report.mean_loss:.4f}",
+            _users(report),
+            format_bytes(report.size_bytes),
             made_at,
-            row.digest[:12],
+            report.digest[:12],
         )
     _show(table)
+
+
+def channel(task: str, row: PointerRow, text: str, is_json: bool) -> None:
+    """Print what devices use now."""
+    facts = {name: value for name, value in asdict(row).items() if name != "signed"}
+    line(f"devices of {task} use {text}", facts, is_json)
+
+
+def _users(report: VersionReport) -> str:
+    words = {
+        "stable": "stable, following" if report.follows_latest else "stable",
+        "canary": f"canary of {report.canary_share:.3g}",
+    }
+    return ", ".join(words.get(name, name) for name in report.channels)
+
+
+def settings(rows: Sequence[tuple[str, object, str]]) -> None:
+    """Print every setting: its name, value and origin."""
+    table = _table("setting", "value", "from")
+    for row in rows:
+        _add(table, *row)
+    _show(table)
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Print any rows under their headings."""
+    made = _table(*columns)
+    for row in rows:
+        _add(made, *row)
+    _show(made)
 
 
 def _device_cells(device: DeviceReport) -> tuple[object, ...]:
@@ -89,4 +129,6 @@ def _add(table: Table, *cells: object) -> None:
 
 def _show(table: Table) -> None:
     console = Console(markup=False, highlight=False)
+    if not console.is_terminal:
+        console.width = _PIPE_COLUMNS  # nothing is cut off where another program reads
     console.print(table, soft_wrap=not console.is_terminal)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
 
+from tests.services import S3, postgres_server, s3_server
 from tests.tiny_model import save_tiny_bert, save_tiny_llama
 
 if TYPE_CHECKING:
@@ -65,3 +67,17 @@ def loaded_bert(tiny_bert: Path) -> LoadedBase:
 
     torch.manual_seed(0)  # of the head
     return load_base(tiny_bert, classifier_spec(), "fp32", threads=1)
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[S3]:
+    """An S3 server with one bucket, shared by the run: give each test a prefix of its own."""
+    with s3_server() as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """The address of a PostgreSQL database, shared by the run: make each test one of its own."""
+    with postgres_server() as url:
+        yield url

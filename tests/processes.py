@@ -8,19 +8,44 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import psutil
+import requests
+
+from server.failpoints import VARIABLE
+
+_UNHURRIED = {
+    "EDGE_SERVER_DEVICE_REQUESTS_PER_MIN": "1000000",
+    "EDGE_SERVER_ENTRANCE_REQUESTS_PER_MIN": "1000000",
+}
+"""Devices of tests ask far more often than real ones."""
+
 
 class ServerProcess:
-    """An ``edge-server serve`` over one state folder, on one port, however often it is killed."""
+    """An ``edge-server serve`` over one state, on one port, however often it is killed.
 
-    def __init__(self, state: Path, port: int | None = None) -> None:
+    Args:
+        state: Its folder.
+        port: To listen on; by default any free one, and always the same.
+        environment: Settings beside these, such as ``EDGE_SERVER_DATABASE_URL``.
+    """
+
+    def __init__(
+        self, state: Path, port: int | None = None, environment: Mapping[str, str] | None = None
+    ) -> None:
         self.state = state
         self.port = port or _free_port()
         self.address = f"http://127.0.0.1:{self.port}"
+        self.environment = {**_UNHURRIED, **(environment or {})}
+        self.serving_after_s: list[float] = []
+        """Seconds from every start of a process to the first answer of its /healthz."""
+        self.core_s_until_serving: list[float] = []
+        """Seconds of processor time it took for that: what is left of it on an idle machine."""
         self._process: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> ServerProcess:
@@ -35,17 +60,36 @@ class ServerProcess:
         if self._process is not None:
             self._end(signal.SIGTERM)
 
-    def start(self) -> ServerProcess:
-        """Start serving and wait until it says that it listens."""
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def has_died(self) -> bool:
+        """Say whether the process ended by itself, as at a failpoint."""
+        return self._process.poll() is not None
+
+    def start(self, failpoint: str = "") -> ServerProcess:
+        """Start serving and wait until it answers; a failpoint is armed for this start only."""
+        started = time.perf_counter()
         self._process = subprocess.Popen(
             [sys.executable, "-m", "server", "serve", "--json", *self._flags()],
             stdout=subprocess.PIPE,
             text=True,
+            env={**os.environ, **self.environment, VARIABLE: failpoint},
         )
         line = self._process.stdout.readline()
         if not line or json.loads(line)["url"] != self.address:
             self._end(signal.SIGKILL)
             raise AssertionError(f"the server said {line!r}")
+        try:
+            assert requests.get(f"{self.address}/healthz", timeout=20).ok
+            self.serving_after_s.append(time.perf_counter() - started)
+            used = psutil.Process(self.pid).cpu_times()
+            self.core_s_until_serving.append(used.user + used.system)
+        except (requests.ConnectionError, psutil.Error):
+            if not failpoint:
+                raise
         return self
 
     def kill(self) -> None:
@@ -54,7 +98,7 @@ class ServerProcess:
 
     def command(self, *words: str) -> dict[str, Any]:
         """Run one ``edge-server`` command on the same state and return its JSON."""
-        return run_json("server", *words, "--state", str(self.state))
+        return run_json("server", *words, "--state", str(self.state), environment=self.environment)
 
     def _flags(self) -> list[str]:
         return ["--state", str(self.state), "--port", str(self.port)]
@@ -67,13 +111,16 @@ class ServerProcess:
         process.stdout.close()
 
 
-def run_json(module: str, *words: str) -> dict[str, Any]:
+def run_json(
+    module: str, *words: str, environment: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     """Run ``python -m module WORDS --json`` and return what it prints."""
     done = subprocess.run(
         [sys.executable, "-m", module, *words, "--json"],
         capture_output=True,
         text=True,
         check=False,
+        env={**os.environ, **(environment or {})},
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)

@@ -41,8 +41,10 @@ SERVER_MAY_IMPORT = {
     "edge_sdk.peft_folder",
     "edge_sdk.quantities",
     "edge_sdk.sketch",
+    "edge_sdk.wire.manifest",
     "edge_sdk.wire.messages",
     "edge_sdk.wire.payload",
+    "edge_sdk.wire.proofs",
 }
 PURE = [
     "edge_sdk/sketch.py",
@@ -56,6 +58,7 @@ PURE = [
     "edge_sdk/lean/eligibility.py",
     "edge_sdk/lean/memory_need.py",
     "edge_sdk/model_shape.py",
+    "edge_sdk/wire/manifest.py",
     "edge_sdk/wire/messages.py",
     "edge_sdk/wire/payload.py",
     "edge_sdk/wire/typed_json.py",

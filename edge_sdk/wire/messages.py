@@ -23,18 +23,32 @@ PROTOCOL = 1
 MAX_COUNT = 2**53
 """Largest integer that every JSON reader and database keeps exactly."""
 
+MAX_WAIT_S = 86_400.0
+"""Longest time after which a server may ask a waiting device to come back."""
+
 MAX_STEP_SIZE = 1e30
 """Largest step size that float32 arithmetic can take at all."""
+
+UPLOADS_HEADER = "Edge-Uploads"
+"""Header of the answer to a check-in that offers another way for an update, if there is one."""
+
+PRESIGNED = "presigned"
+"""Its value where an update may be put into the object store, at an address the server signs."""
 
 TaskType = Literal["CAUSAL_LM", "SEQ_CLS"]
 WireDtype = Literal["fp32", "bf16"]
 Optimizer = Literal["adamw", "sgd"]
-Weighting = Literal["uniform", "examples"]
+Weighting = Literal["uniform", "examples", "inverse_probability"]
+Combination = Literal["mean", "trimmed_mean", "median"]
+ServerOptimizer = Literal["average", "momentum", "adam"]
+Sketching = Literal["independent", "balanced"]
+Stragglers = Literal["refuse", "fold"]
 CheckInState = Literal["assigned", "wait", "finished"]
 RoundState = Literal["open", "closing", "closed"]
 
 _TASK_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_SIGNATURE = re.compile(r"[0-9a-f]{128}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,7 +198,11 @@ class TrainingSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoundPolicy:
-    """When rounds open and close, and how their updates are combined.
+    """When rounds open and close, and who trains which ranks in them.
+
+    A cohort larger than the quorum is over-selected. With late updates folded as well, devices
+    of different speed never wait for each other: buffered asynchronous training, in which a
+    round is the buffer.
 
     Attributes:
         rounds: Rounds until the task is finished.
@@ -194,8 +212,10 @@ class RoundPolicy:
         min_updates: Updates a round needs at its deadline; with fewer it is prolonged.
         deadline_s: Length of a round in seconds.
         sketch_sizes: The ladder of k that devices can be given.
-        weighting: Equal weights (the paper), or by number of training examples.
-        server_lr: Step size of the server on the mean update.
+        sketching: Ranks of a device drawn independently of all others (the paper), or balanced:
+            the draws of a task visit all ranks in turn, with the same chance of each.
+        stragglers: Updates of a closed round are refused, or folded into the open one.
+        max_staleness: Adapter versions a folded update may be behind.
     """
 
     rounds: int
@@ -204,8 +224,9 @@ class RoundPolicy:
     sketch_sizes: list[int]
     min_updates: int = 1
     deadline_s: float = 600.0
-    weighting: Weighting = "uniform"
-    server_lr: float = 1.0
+    sketching: Sketching = "independent"
+    stragglers: Stragglers = "refuse"
+    max_staleness: int = 4
 
     def __post_init__(self) -> None:
         if self.rounds < 1:
@@ -217,10 +238,67 @@ class RoundPolicy:
             )
         if not (math.isfinite(self.deadline_s) and self.deadline_s > 0):
             raise ConfigError(f"deadline_s={self.deadline_s} must be a positive number of seconds")
-        if not 0 < self.server_lr <= MAX_STEP_SIZE:
-            raise ConfigError(f"server_lr={self.server_lr} must be in 0..{MAX_STEP_SIZE}, above 0")
         if not self.sketch_sizes:
             raise ConfigError("the task needs at least one sketch size k")
+        if not 1 <= self.max_staleness <= MAX_COUNT:
+            raise ConfigError(f"max_staleness={self.max_staleness} must be at least 1 version")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AggregationSpec:
+    """How the updates of a round become the next version of the adapter.
+
+    Attributes:
+        weighting: Equal weights (the paper), by number of training examples, or by one over
+            the share of the rounds a device took part in.
+        combination: Weighted mean, or, per number and over the devices that trained its rank,
+            the median or a mean without the extremes; the last two weigh all alike.
+        trim: Share of the values that ``trimmed_mean`` leaves out at each end.
+        server_optimizer: What is done with the mean update; a rank nobody trained never moves.
+        server_lr: Step size on it.
+        momentum: Decay of the mean of past updates, of ``momentum`` and ``adam``.
+        second_momentum: Decay of the mean of their squares, of ``adam``.
+        epsilon: Added to the root of that, of ``adam``.
+        staleness_exponent: A folded update that is s versions behind weighs ``(1 + s) ** -x``.
+        max_norm: Largest root mean square of an update's numbers; a larger one is quarantined.
+        max_norm_ratio: The same, in multiples of the median of its round.
+    """
+
+    weighting: Weighting = "uniform"
+    combination: Combination = "mean"
+    trim: float = 0.1
+    server_optimizer: ServerOptimizer = "average"
+    server_lr: float = 1.0
+    momentum: float = 0.9
+    second_momentum: float = 0.99
+    epsilon: float = 1e-3
+    staleness_exponent: float = 0.5
+    max_norm: float | None = None
+    max_norm_ratio: float | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.server_lr <= MAX_STEP_SIZE:
+            raise ConfigError(f"server_lr={self.server_lr} must be in 0..{MAX_STEP_SIZE}, above 0")
+        if self.combination != "mean" and self.weighting != "uniform":
+            raise ConfigError(
+                f"combination={self.combination} weighs all updates alike: weighting="
+                f"{self.weighting} needs combination=mean"
+            )
+        if not 0 <= self.trim < 0.5:
+            raise ConfigError(f"trim={self.trim} must be at least 0 and below 0.5")
+        for name in ("momentum", "second_momentum"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)} must be at least 0 and below 1")
+        if not (math.isfinite(self.epsilon) and self.epsilon > 0):
+            raise ConfigError(f"epsilon={self.epsilon} must be a positive number")
+        if not (math.isfinite(self.staleness_exponent) and self.staleness_exponent >= 0):
+            raise ConfigError(f"staleness_exponent={self.staleness_exponent} must be 0 or more")
+        for name in ("max_norm", "max_norm_ratio"):
+            bound = getattr(self, name)
+            if bound is not None and not (math.isfinite(bound) and bound > 0):
+                raise ConfigError(
+                    f"{name}={bound} must be a positive number; leave it out for none"
+                )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -233,6 +311,7 @@ class TaskSpec:
         adapter: What is trained.
         training: What a device does in a round.
         policy: How rounds run.
+        aggregation: How updates are combined.
     """
 
     name: str
@@ -240,6 +319,7 @@ class TaskSpec:
     adapter: AdapterSpec
     training: TrainingSpec
     policy: RoundPolicy
+    aggregation: AggregationSpec = field(default_factory=AggregationSpec)
     protocol: int = PROTOCOL
 
     def __post_init__(self) -> None:
@@ -258,22 +338,101 @@ class EnrolRequest:
     Attributes:
         enrolment_token: Given to the owner by the operator.
         name: For people; need not be unique.
+        public_key: The device's Ed25519 key, 64 hex digits.
+        proof: Signature of that key over :func:`edge_sdk.wire.proofs.enrolment_statement`.
     """
 
     enrolment_token: str
     name: str
+    public_key: str
+    proof: str
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.name) <= 100 or not self.name.isprintable():
             raise ConfigError(f"device name {self.name!r} must be 1 to 100 printable characters")
+        _check_key(self.public_key)
+        _check_signature("proof", self.proof)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Enrolment:
-    """The identity of a device; the token is shown once and stored hashed on the server."""
+    """The identity of a device.
+
+    Attributes:
+        device_id: Given by the server.
+        signing_key: Public key the device trusts from now on, 64 hex digits; it signs adapters.
+    """
 
     device_id: str
-    device_token: str
+    signing_key: str = ""
+
+    def __post_init__(self) -> None:
+        if self.signing_key and not _DIGEST.fullmatch(self.signing_key):
+            raise ConfigError(f"signing_key={self.signing_key[:20]!r} is not 64 hex digits")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Challenge:
+    """Something new for a device to sign.
+
+    Attributes:
+        nonce: Good once, for one device.
+        expires_in_s: Seconds until it is good no more.
+    """
+
+    nonce: str
+    expires_in_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AccessRequest:
+    """A device answers a challenge.
+
+    Attributes:
+        nonce: Of the challenge.
+        signature: Of the device's key over :func:`edge_sdk.wire.proofs.access_statement`.
+    """
+
+    nonce: str
+    signature: str
+
+    def __post_init__(self) -> None:
+        _check_signature("signature", self.signature)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AccessToken:
+    """What opens the device's endpoints for a while.
+
+    Attributes:
+        access_token: Secret; sent as a bearer token, never logged.
+        expires_in_s: Seconds until it opens nothing any more.
+    """
+
+    access_token: str
+    expires_in_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyChange:
+    """A device asks to be known by a new key.
+
+    Attributes:
+        nonce: Of a challenge.
+        public_key: The new Ed25519 key, 64 hex digits.
+        signature: Of the old key over :func:`edge_sdk.wire.proofs.key_change_statement`.
+        new_signature: Of the new key over the same.
+    """
+
+    nonce: str
+    public_key: str
+    signature: str
+    new_signature: str
+
+    def __post_init__(self) -> None:
+        _check_key(self.public_key)
+        _check_signature("signature", self.signature)
+        _check_signature("new_signature", self.new_signature)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -339,6 +498,13 @@ class CheckInReply:
     retry_after_s: float = 0.0
     assignment: Assignment | None = None
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.retry_after_s <= MAX_WAIT_S:
+            raise ConfigError(
+                f"retry_after_s={self.retry_after_s} must be in 0..{MAX_WAIT_S:.0f}: "
+                "a device waits a day at most"
+            )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpdateReport:
@@ -370,8 +536,40 @@ class UpdateReport:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class UpdateNotice:
+    """A device says which update it puts into the object store: before, and when it is there.
+
+    Attributes:
+        size_bytes: Of its tensor body.
+        digest: SHA-256 of its tensor body, 64 hex digits.
+    """
+
+    size_bytes: int
+    digest: str
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.size_bytes <= MAX_COUNT:
+            raise ConfigError(f"size_bytes={self.size_bytes} must be in 1..{MAX_COUNT}")
+        if not _DIGEST.fullmatch(self.digest):
+            raise ConfigError(f"digest={self.digest[:20]!r} is not 64 hex digits")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UploadPlace:
+    """Where an update may be put with one ``PUT``, by whoever knows the address.
+
+    Attributes:
+        url: Secret; in the object store, signed by the server.
+        expires_in_s: Seconds within which the upload must begin.
+    """
+
+    url: str
+    expires_in_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Receipt:
-    """The server's word that an update is durable and will be counted exactly once."""
+    """The server's word that an update is durable: counted once, or kept and quarantined."""
 
     task: str
     round_number: int
@@ -427,6 +625,7 @@ class Problem:
         status: HTTP status.
         code: Stable name, see :mod:`edge_sdk.errors`.
         detail: What came, what is allowed, what to do.
+        request_id: Of the request, for the operator, who finds it in the server's log.
     """
 
     title: str
@@ -434,6 +633,17 @@ class Problem:
     code: str
     detail: str
     type: str = "about:blank"
+    request_id: str | None = None
+
+
+def _check_key(public_key: str) -> None:
+    if not _DIGEST.fullmatch(public_key):
+        raise ConfigError(f"public_key={public_key[:20]!r} is not 64 hex digits")
+
+
+def _check_signature(name: str, signature: str) -> None:
+    if not _SIGNATURE.fullmatch(signature):
+        raise ConfigError(f"{name}={signature[:20]!r} is not 128 hex digits")
 
 
 Message = TypeVar("Message")

@@ -12,6 +12,7 @@ import binascii
 import hashlib
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import ml_dtypes
 import msgspec
@@ -24,6 +25,9 @@ from edge_sdk.errors import DigestMismatch, MalformedPayload, NotFinite
 from edge_sdk.wire.messages import AdapterSpec, WireDtype
 
 Arrays = dict[str, NDArray[np.float32]]
+WireArrays = dict[str, NDArray[Any]]
+"""In the number format they travel in: float32 or bfloat16."""
+
 Shapes = dict[str, tuple[int, ...]]
 
 MEDIA_TYPE = "application/vnd.safetensors"
@@ -160,7 +164,31 @@ def decode(body: bytes, expected: Shapes, dtype: WireDtype = "fp32") -> tuple[Ar
     return arrays, message
 
 
+def view(body: bytes, expected: Shapes, dtype: WireDtype = "fp32") -> WireArrays:
+    """Return the tensors of a body that :func:`decode` has accepted before, without a copy.
+
+    Args:
+        body: The same bytes, as their digest says.
+        expected: Name and shape of its tensors.
+        dtype: Its number format, which is that of the arrays.
+    """
+    header, data = _header(body)
+    arrays: WireArrays = {}
+    for name, shape in expected.items():
+        start = data + header[name]["data_offsets"][0]
+        numbers = np.frombuffer(body, _NUMBERS[dtype], math.prod(shape), start)
+        arrays[name] = numbers.reshape(shape)
+    return arrays
+
+
 def _metadata(body: bytes) -> bytes:
-    length = int.from_bytes(body[:8], "little")
-    header = msgspec.json.decode(body[8 : 8 + length])
-    return str(header.get("__metadata__", {}).get(_METADATA_KEY, "")).encode()
+    header, _ = _header(body)
+    metadata = header.get("__metadata__") or {}  # null is legal, and means none
+    return str(metadata.get(_METADATA_KEY, "")).encode()
+
+
+def _header(body: bytes) -> tuple[dict[str, Any], int]:
+    """Return what a body says of its tensors, and where their data begins."""
+    data = 8 + int.from_bytes(body[:8], "little")
+    header: dict[str, Any] = msgspec.json.decode(body[8:data])
+    return header, data

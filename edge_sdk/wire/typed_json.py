@@ -20,11 +20,15 @@ def decode_json(body: bytes | str, kind: type[Value]) -> Value:
     meets it meanwhile; here one thread at a time prepares the decoders, which all share.
 
     Raises:
-        msgspec.DecodeError: The body is not JSON, or not of this type; says which field.
+        msgspec.DecodeError: The body is not JSON, or not of this type; says which field. Also if
+            it is nested deeper than Python allows calls.
         UnicodeDecodeError: A text in the body is not UTF-8.
     """
     decoder = _decoders.get(kind)
     if decoder is None:
         with _preparing:
             decoder = _decoders.setdefault(kind, msgspec.json.Decoder(kind))
-    return cast(Value, decoder.decode(body))
+    try:
+        return cast(Value, decoder.decode(body))
+    except RecursionError as error:
+        raise msgspec.DecodeError("JSON is nested too deeply") from error

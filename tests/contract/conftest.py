@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 import requests
 
+from edge_sdk.device_key import DeviceKey, make_private_key
 from edge_sdk.wire import payload
 from edge_sdk.wire.messages import TaskSpec
+from edge_sdk.wire.proofs import access_statement, enrolment_statement
 from server.auth import make_enrolment_token
 from server.settings import Settings
 from tests.contract.live import live_server
@@ -21,10 +23,12 @@ MAX_JSON_BYTES = 4096
 
 @dataclass
 class Device:
-    """One enrolled device that speaks plain HTTP."""
+    """One device that speaks plain HTTP, with an access token."""
 
     url: str
     token: str
+    id: str = ""
+    key: DeviceKey | None = None
 
     def call(self, method: str, path: str, **more) -> requests.Response:
         headers = {"Authorization": f"Bearer {self.token}"} | more.pop("headers", {})
@@ -44,6 +48,17 @@ class Device:
         body = update_body(spec, work["k"], seed)
         return self.put(body, work["round_number"], spec.name)
 
+    def challenge(self) -> str:
+        answer = requests.post(f"{self.url}/v1/devices/{self.id}/challenge", timeout=60)
+        return answer.json()["nonce"]
+
+    def ask_access(self, nonce: str | None = None, **changes) -> requests.Response:
+        """Answer a challenge, a new one unless another is given."""
+        nonce = nonce or self.challenge()
+        message = {"nonce": nonce, "signature": self.key.sign(access_statement(self.id, nonce))}
+        path = f"{self.url}/v1/devices/{self.id}/token"
+        return requests.post(path, json=message | changes, timeout=60)
+
 
 @dataclass
 class Service:
@@ -54,12 +69,23 @@ class Service:
     spec: TaskSpec
     token: str
 
-    def enrol(self, name: str = "phone", token: str | None = None) -> requests.Response:
-        message = {"enrolment_token": token or self.token, "name": name}
-        return requests.post(f"{self.url}/v1/enrol", json=message, timeout=60)
+    def enrol(
+        self, name: str = "phone", token: str | None = None, key: DeviceKey | None = None, **changes
+    ) -> requests.Response:
+        token, key = token or self.token, key or DeviceKey(make_private_key())
+        message = {
+            "enrolment_token": token,
+            "name": name,
+            "public_key": key.public_key,
+            "proof": key.sign(enrolment_statement(token, key.public_key)),
+        }
+        return requests.post(f"{self.url}/v1/enrol", json=message | changes, timeout=60)
 
     def device(self, name: str = "phone") -> Device:
-        return Device(self.url, self.enrol(name).json()["device_token"])
+        key = DeviceKey(make_private_key())
+        device = Device(self.url, "", self.enrol(name, key=key).json()["device_id"], key)
+        device.token = device.ask_access().json()["access_token"]
+        return device
 
 
 @pytest.fixture

@@ -10,14 +10,15 @@ from contextlib import contextmanager
 import uvicorn
 
 from server.app import create_app
+from server.serving import make_config
 from server.settings import Settings
 
 
 @contextmanager
-def live_server(settings: Settings) -> Iterator[str]:
-    """Serve until the block ends; yields the address."""
-    app = create_app(settings)
-    config = uvicorn.Config(app, host="127.0.0.1", port=0, log_config=None, access_log=False)
+def live_server(settings: Settings, clock=time.time) -> Iterator[str]:
+    """Serve as ``edge-server serve`` would until the block ends; yields the address."""
+    config = make_config(create_app(settings, clock), settings)
+    config.host, config.port = "127.0.0.1", 0
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -26,7 +27,8 @@ def live_server(settings: Settings) -> Iterator[str]:
         while not server.started and time.monotonic() < until:
             time.sleep(0.01)
         port = server.servers[0].sockets[0].getsockname()[1]
-        yield f"http://127.0.0.1:{port}"
+        scheme = "https" if settings.tls_certificate else "http"
+        yield f"{scheme}://127.0.0.1:{port}"
     finally:
         server.should_exit = True
         thread.join(30)

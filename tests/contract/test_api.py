@@ -39,7 +39,7 @@ def test_health_needs_no_token(service):
 def test_enrolment_creates_an_identity(service):
     answer = service.enrol()
     assert answer.status_code == 201
-    assert decode_message(Enrolment, answer.content).device_token
+    assert decode_message(Enrolment, answer.content).device_id
 
 
 def test_tasks_are_listed_and_described(service, device):

@@ -12,9 +12,10 @@ import requests
 from edge_sdk.errors import by_code
 from edge_sdk.wire import payload
 from edge_sdk.wire.messages import Problem, UpdateReport, decode_message, encode_message
-from server import engine
+from server import sqlite_engine
 from server.problems import STATUS
 from tests.contract.conftest import MAX_JSON_BYTES, Device
+from tests.contract.documented import is_announced
 from tests.server.tasks import random_arrays, update_body, wait_until
 
 UPDATE = "/v1/tasks/tiny/rounds/1/update"
@@ -26,6 +27,8 @@ def check_problem(answer, status, code):
     problem = decode_message(Problem, answer.content)
     assert (answer.status_code, problem.status, problem.code) == (status, status, code)
     assert by_code()[code] in STATUS
+    request = answer.request
+    assert is_announced(request.method, request.url, status, code)
     assert "Traceback" not in problem.detail
     return problem
 
@@ -123,11 +126,15 @@ def test_a_device_that_can_afford_no_sketch_is_told_the_smallest(service, device
         ("GET", "/v1/tasks/tiny/rounds/7"),
         ("GET", "/v1/tasks/tiny/rounds/7/slice"),
         ("PUT", "/v1/tasks/tiny/rounds/7/update"),
-        ("GET", "/v1/tasks/%00%ff/rounds/1"),
+        ("GET", "/v1/tasks/%ff/rounds/1"),
     ],
 )
 def test_what_does_not_exist_is_not_found(device, method, path):
     check_problem(device.call(method, path), 404, "not_found")
+
+
+def test_a_name_that_no_database_can_hold_is_malformed(device):
+    check_problem(device.call("GET", "/v1/tasks/%00/rounds/1"), 400, "malformed_message")
 
 
 def test_work_of_another_device_is_not_assigned(service, device):
@@ -212,7 +219,7 @@ def test_a_refusal_reaches_a_device_that_is_still_sending_a_large_body(service, 
 @pytest.fixture
 def impatience(monkeypatch):
     """Connections opened from now on wait for a lock only briefly."""
-    monkeypatch.setattr(engine, "_BUSY_TIMEOUT_MS", 50)
+    monkeypatch.setattr(sqlite_engine, "_BUSY_TIMEOUT_MS", 50)
 
 
 def test_a_device_that_vanishes_while_sending_leaves_nothing(service, device, caplog):

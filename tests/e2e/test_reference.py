@@ -19,9 +19,9 @@ from edge_sdk.base_model import LoadedBase
 from edge_sdk.data import Example
 from edge_sdk.sketch import derive_seed, draw_sketch
 from edge_sdk.training import train_round
-from edge_sdk.transport import Transport
 from edge_sdk.wire.messages import (
     AdapterSpec,
+    AggregationSpec,
     BaseModel,
     LayerSpec,
     RoundPolicy,
@@ -29,7 +29,7 @@ from edge_sdk.wire.messages import (
     TrainingSpec,
 )
 from edge_sdk.wire.payload import adapter_shapes, decode
-from tests.numpy_device import NumpyDevice
+from tests.numpy_device import NumpyDevice, enrol_one
 from tests.processes import ServerProcess
 from tests.server.tasks import Site
 
@@ -85,9 +85,9 @@ def test_server_and_devices_agree_with_a_dense_float64_reference(tmp_path: Path,
         secret = server.command("token", "create")["enrolment_token"]
         devices, ids = [], []
         for k in SKETCH_SIZES:
-            enrolment = Transport(server.address).enrol(secret, f"k{k}")
-            devices.append(NumpyDevice(server.address, enrolment.device_token, task.name, k))
-            ids.append(enrolment.device_id)
+            identity = enrol_one(server.address, secret, f"k{k}")
+            devices.append(NumpyDevice(server.address, identity, task.name, k))
+            ids.append(identity.device_id)
         versions = [_adapter(devices[0], task, 0)]
         for number in range(1, ROUNDS + 1):
             work = [device.wait_for_work() for device in devices]
@@ -194,8 +194,8 @@ def _task(optimizer) -> TaskSpec:
             cohort_size=len(SKETCH_SIZES),
             quorum=len(SKETCH_SIZES),
             sketch_sizes=list(SKETCH_SIZES),
-            server_lr=SERVER_LR,
         ),
+        aggregation=AggregationSpec(server_lr=SERVER_LR),
     )
 
 
@@ -223,7 +223,8 @@ def _examples(sentences) -> list[Example]:
 
 
 def _adapter(device: NumpyDevice, task: TaskSpec, version: int):
-    body = device.transport.adapter_body(task, version)
+    digest = device.transport.adapters(task.name)[version].digest
+    body = device.transport.adapter_body(task, version, digest)
     return decode(body, adapter_shapes(task.adapter, R))[0]
 
 

@@ -48,8 +48,16 @@ POLICY = wire.RoundPolicy(
     sketch_sizes=[2, 4, 8],
     min_updates=2,
     deadline_s=60.0,
+    sketching="balanced",
+    stragglers="fold",
+    max_staleness=2,
+)
+AGGREGATION = wire.AggregationSpec(
     weighting="examples",
+    server_optimizer="adam",
     server_lr=0.5,
+    max_norm=2.0,
+    max_norm_ratio=5.0,
 )
 ASSIGNMENT = wire.Assignment(
     task="question-types",
@@ -60,15 +68,27 @@ ASSIGNMENT = wire.Assignment(
     training=TRAINING,
     deadline_s=59.5,
 )
+REPLY = wire.CheckInReply(state="assigned", round_number=3, assignment=ASSIGNMENT)
 MESSAGES = [
     wire.TaskSpec(
-        name="question-types", base=BASE, adapter=ADAPTER, training=TRAINING, policy=POLICY
+        name="question-types",
+        base=BASE,
+        adapter=ADAPTER,
+        training=TRAINING,
+        policy=POLICY,
+        aggregation=AGGREGATION,
     ),
-    wire.EnrolRequest(enrolment_token="secret", name="Ada's board"),
-    wire.Enrolment(device_id="d-1", device_token="secret"),
+    wire.EnrolRequest(
+        enrolment_token="secret", name="Ada's board", public_key="ef" * 32, proof="12" * 64
+    ),
+    wire.Enrolment(device_id="d-1", signing_key="ab" * 32),
     wire.CheckIn(base_digest="ab" * 32, affordable_k=8, examples=120),
-    wire.CheckInReply(state="assigned", round_number=3, assignment=ASSIGNMENT),
+    REPLY,
     wire.UpdateReport(examples=120, loss=0.75, seconds=12.5, peak_rss_bytes=1_000_000_000),
+    wire.UpdateNotice(size_bytes=1_226_208, digest="cd" * 32),
+    wire.UploadPlace(
+        url="https://s3.example/b/staged/d-1/t/3?X-Amz-Signature=0", expires_in_s=300.0
+    ),
     wire.Receipt(task="question-types", round_number=3, digest="cd" * 32),
     wire.RoundStatus(
         round_number=3, state="closed", assigned=4, accepted=3, deadline_s=0.0, adapter_version=3
@@ -76,7 +96,22 @@ MESSAGES = [
     wire.AdapterInfo(
         version=3, round_number=3, digest="cd" * 32, size_bytes=4096, created_at=1700000000.5
     ),
-    wire.Problem(title="Round closed", status=409, code="round_closed", detail="round 3 is closed"),
+    wire.Problem(
+        title="Round closed",
+        status=409,
+        code="round_closed",
+        detail="round 3 is closed",
+        request_id="0123456789abcdef",
+    ),
+    wire.Challenge(nonce="edge.1.ab.1700000060.cd", expires_in_s=60.0),
+    wire.AccessRequest(nonce="edge.1.ab.1700000060.cd", signature="34" * 64),
+    wire.AccessToken(access_token="edge.1.d-1.1700003600.cd", expires_in_s=3600.0),
+    wire.KeyChange(
+        nonce="edge.1.ab.1700000060.cd",
+        public_key="ef" * 32,
+        signature="12" * 64,
+        new_signature="34" * 64,
+    ),
 ]
 TASK = MESSAGES[0]
 by_kind = pytest.mark.parametrize("message", MESSAGES, ids=lambda x: type(x).__name__)
@@ -106,7 +141,8 @@ def test_every_message_of_the_protocol_has_a_golden_text():
         if dataclasses.is_dataclass(kind) and kind.__module__ == wire.__name__
     }
     parts = {
-        type(x) for x in (LAYER, BASE, ADAPTER, ADAPTER.dense[0], TRAINING, POLICY, ASSIGNMENT)
+        type(x)
+        for x in (LAYER, BASE, ADAPTER, ADAPTER.dense[0], TRAINING, POLICY, AGGREGATION, ASSIGNMENT)
     }
     assert kinds == {type(message) for message in MESSAGES} | parts
     assert {path.stem for path in GOLDEN.glob("*.json")} == {type(x).__name__ for x in MESSAGES}
@@ -208,7 +244,18 @@ BAD_VALUES = [
     (POLICY, {"cohort_size": 2}, "cohort_size=2"),
     (POLICY, {"deadline_s": 0.0}, "deadline_s=0.0"),
     (POLICY, {"deadline_s": NAN}, "deadline_s=nan"),
-    (POLICY, {"server_lr": -1.0}, "server_lr=-1.0"),
+    (POLICY, {"max_staleness": 0}, "max_staleness=0"),
+    (AGGREGATION, {"server_lr": -1.0}, "server_lr=-1.0"),
+    (AGGREGATION, {"combination": "median"}, "weighting=examples needs combination=mean"),
+    (AGGREGATION, {"trim": 0.5}, "trim=0.5"),
+    (AGGREGATION, {"momentum": 1.0}, "momentum=1.0"),
+    (AGGREGATION, {"second_momentum": -0.1}, "second_momentum=-0.1"),
+    (AGGREGATION, {"epsilon": 0.0}, "epsilon=0.0"),
+    (AGGREGATION, {"staleness_exponent": -1.0}, "staleness_exponent=-1.0"),
+    (AGGREGATION, {"max_norm": 0.0}, "max_norm=0.0"),
+    (AGGREGATION, {"max_norm_ratio": -1.0}, "max_norm_ratio=-1.0"),
+    (REPLY, {"retry_after_s": -1.0}, "retry_after_s=-1.0"),
+    (REPLY, {"retry_after_s": 1e9}, "retry_after_s=1000000000.0"),
     (POLICY, {"sketch_sizes": []}, "at least one sketch size"),
     (TASK, {"name": "Question types"}, "lower-case letters, digits and dashes"),
     (TASK, {"name": ""}, "lower-case letters, digits and dashes"),
@@ -222,6 +269,8 @@ BAD_VALUES = [
     (MESSAGES[5], {"examples": 0}, "examples=0"),
     (MESSAGES[5], {"loss": NAN}, "loss=nan"),
     (MESSAGES[5], {"seconds": INF}, "seconds=inf"),
+    (MESSAGES[6], {"size_bytes": 0}, "size_bytes=0"),
+    (MESSAGES[6], {"digest": "../" * 21 + "x"}, "64 hex digits"),
 ]
 
 
@@ -248,7 +297,11 @@ def test_a_task_cannot_give_out_more_ranks_than_it_has():
 def test_every_value_of_a_choice_is_checked():
     for kind, message, field in (
         (wire.TrainingSpec, TRAINING, "optimizer"),
-        (wire.RoundPolicy, POLICY, "weighting"),
+        (wire.RoundPolicy, POLICY, "sketching"),
+        (wire.RoundPolicy, POLICY, "stragglers"),
+        (wire.AggregationSpec, AGGREGATION, "weighting"),
+        (wire.AggregationSpec, AGGREGATION, "combination"),
+        (wire.AggregationSpec, AGGREGATION, "server_optimizer"),
         (wire.AdapterSpec, ADAPTER, "wire_dtype"),
         (wire.BaseModel, BASE, "task_type"),
     ):

@@ -46,7 +46,15 @@ def test_amount_that_was_too_much_keeps_its_sign():
 
 @pytest.mark.parametrize(
     ("text", "seconds"),
-    [("90", 90), ("90s", 90), ("10min", 600), ("1.5 h", 5400), ("2m", 120), ("0.5 sec", 0.5)],
+    [
+        ("90", 90),
+        ("90s", 90),
+        ("10min", 600),
+        ("1.5 h", 5400),
+        ("2m", 120),
+        ("0.5 sec", 0.5),
+        ("7d", 604_800),
+    ],
 )
 def test_duration_is_read_in_seconds(text, seconds):
     assert parse_seconds(text) == seconds

@@ -11,6 +11,7 @@ import numpy as np
 from edge_sdk.wire import payload
 from edge_sdk.wire.messages import (
     AdapterSpec,
+    AggregationSpec,
     BaseModel,
     CheckIn,
     DenseSpec,
@@ -21,15 +22,18 @@ from edge_sdk.wire.messages import (
     UpdateReport,
     encode_message,
 )
-from server.blobs import BlobFolder
+from server.access_store import DeviceRow
+from server.auth import Gate
+from server.blobs import BlobFolder, Blobs
 from server.coordinator import Coordinator
+from server.credentials import Credentials
 from server.settings import Settings
 from server.sql_store import SqlStore, open_store
-from server.store import DeviceRow
 from server.tasks import create_task
 
 BASE_DIGEST = "ab" * 32
 SEED = 7
+TTL_S = 3600.0
 
 
 class TurnedClock:
@@ -45,6 +49,7 @@ class TurnedClock:
 def tiny_spec(name: str = "tiny", *, r: int = 8, dense: bool = True, wire_dtype="fp32", **policy):
     """Two layers of different shape and, if asked for, a small classifier head."""
     rules = {"rounds": 3, "cohort_size": 3, "quorum": 3, "sketch_sizes": [1, 2, 4, 8]} | policy
+    ways = {x: rules.pop(x) for x in AggregationSpec.__dataclass_fields__ if x in rules}
     head = [DenseSpec(name="score.weight", shape=[2, 12]), DenseSpec(name="score.bias", shape=[2])]
     return TaskSpec(
         name=name,
@@ -62,6 +67,7 @@ def tiny_spec(name: str = "tiny", *, r: int = 8, dense: bool = True, wire_dtype=
         ),
         training=TrainingSpec(local_steps=2),
         policy=RoundPolicy(**rules),
+        aggregation=AggregationSpec(**ways),
     )
 
 
@@ -72,10 +78,12 @@ def random_arrays(spec: AdapterSpec, k: int, seed: int, scale: float = 0.1) -> p
     return {x: (scale * rng.normal(size=s)).astype(np.float32) for x, s in shapes.items()}
 
 
-def update_body(spec: TaskSpec, k: int, seed: int, examples: int = 5, loss: float = 1.5) -> bytes:
-    """The bytes a device would send."""
+def update_body(
+    spec: TaskSpec, k: int, seed: int, examples: int = 5, loss: float = 1.5, scale: float = 0.1
+) -> bytes:
+    """The bytes a device would send; ``scale`` is about the root mean square of its numbers."""
     report = UpdateReport(examples=examples, loss=loss, seconds=0.25, peak_rss_bytes=1 << 20)
-    arrays = random_arrays(spec.adapter, k, seed)
+    arrays = random_arrays(spec.adapter, k, seed, scale)
     return payload.encode(arrays, spec.adapter.wire_dtype, encode_message(report))
 
 
@@ -94,6 +102,12 @@ class Site:
         self.store: SqlStore = open_store(self.settings.url)
         self.blobs = BlobFolder(self.settings.blob_folder)
         self.coordinator = Coordinator(self.store, self.blobs, self.clock)
+        self.gate = Gate(self.store, self.clock, Credentials(self.store, self.clock, TTL_S))
+
+    def use(self, blobs: Blobs) -> None:
+        """Keep tensors somewhere else from now on."""
+        self.blobs = blobs
+        self.coordinator = Coordinator(self.store, blobs, self.clock)
 
     def restarted(self) -> Site:
         """Open the same folder anew, as after a kill."""
@@ -105,7 +119,7 @@ class Site:
         return spec
 
     def add_device(self, device_id: str) -> str:
-        row = DeviceRow(id=device_id, name=device_id, token_hash=device_id, enrolled_at=0.0)
+        row = DeviceRow(id=device_id, name=device_id, public_key=device_id, enrolled_at=0.0)
         with self.store.write() as tx:
             tx.add_device(row)
         return device_id

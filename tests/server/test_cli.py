@@ -12,7 +12,13 @@ import pytest
 from edge_sdk import peft_folder
 from edge_sdk.model_folder import weights_digest
 from edge_sdk.quantities import format_bytes
-from edge_sdk.wire.messages import RoundPolicy, TaskSpec, TrainingSpec, decode_message
+from edge_sdk.wire.messages import (
+    AggregationSpec,
+    RoundPolicy,
+    TaskSpec,
+    TrainingSpec,
+    decode_message,
+)
 from server.cli import main
 from tests.server.tasks import Site, TurnedClock, tiny_spec
 
@@ -84,6 +90,10 @@ def test_every_flag_reaches_the_task(run, model):
         "--local-steps", 3, "--local-lr", 0.5, "--optimizer", "sgd", "--weight-decay", 0.25,
         "--batch-size", 4, "--max-length", 32, "--weighting", "examples", "--server-lr", 0.75,
         "--wire-dtype", "bf16", "--seed", 42,
+        "--sketching", "balanced", "--stragglers", "fold", "--max-staleness", 3,
+        "--combination", "mean", "--trim", 0.2, "--server-optimizer", "adam", "--momentum", 0.5,
+        "--second-momentum", 0.6, "--epsilon", 0.01, "--staleness-exponent", 1,
+        "--max-norm", 4, "--max-norm-ratio", 8,
     )  # fmt: skip
     assert seed == 42
     assert (spec.base.model, spec.base.revision) == ("owner/tiny", "abc")
@@ -99,8 +109,21 @@ def test_every_flag_reaches_the_task(run, model):
         min_updates=2,
         deadline_s=9.5,
         sketch_sizes=[1, 4],
+        sketching="balanced",
+        stragglers="fold",
+        max_staleness=3,
+    )
+    assert spec.aggregation == AggregationSpec(
         weighting="examples",
+        trim=0.2,
+        server_optimizer="adam",
         server_lr=0.75,
+        momentum=0.5,
+        second_momentum=0.6,
+        epsilon=0.01,
+        staleness_exponent=1.0,
+        max_norm=4.0,
+        max_norm_ratio=8.0,
     )
     assert spec.training == TrainingSpec(
         local_steps=3,
@@ -237,18 +260,6 @@ def test_an_export_of_a_version_that_does_not_exist_writes_nothing(run, trained,
     code, _, err = run("adapter", "export", "tiny", tmp_path / "out", "--version", 7)
     assert (code, err) == (1, "edge-server: task 'tiny' has no adapter version 7\n")
     assert not (tmp_path / "out").exists()
-
-
-def test_each_token_is_new_and_lets_a_device_in(run, tmp_path):
-    from edge_sdk.wire.messages import EnrolRequest
-
-    plain = run("token", "create")[1].strip()
-    machine = json.loads(run("token", "create", "--json")[1])["enrolment_token"]
-    assert plain != machine
-    site = Site(tmp_path / "state")
-    for token in (plain, machine):
-        site.coordinator.enrol(EnrolRequest(enrolment_token=token, name="x"))
-    site.store.close()
 
 
 def test_a_state_folder_that_cannot_be_is_one_line(tmp_path, capsys):
