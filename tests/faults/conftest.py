@@ -1,4 +1,4 @@
-"""A task that takes far more memory when it is trained at once than in small parts."""
+"""A task that takes far more memory when trained at once, and the storages a server can have."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults.storages import Installation, embedded, shared
 from tests.processes import ServerProcess
+from tests.services import S3
 from tests.tiny_model import WORDS, save_tiny_llama, write_jsonl
 
 R, LAST_STEP, SEED = 8, 4, 5
@@ -46,3 +48,21 @@ def thirsty(tmp_path: Path, wide_llama: Path) -> Iterator[ThirstyTask]:
         )
         token = server.command("token", "create")["enrolment_token"]
         yield ThirstyTask(server, token, wide_llama, data)
+
+
+@pytest.fixture(params=["embedded", "shared"])
+def installation(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Installation]:
+    """Either storage a server can have."""
+    if request.param == "embedded":
+        yield embedded(tmp_path)
+    else:
+        postgres, s3 = (request.getfixturevalue(name) for name in ("postgres", "s3"))
+        with shared(tmp_path, postgres, s3) as found:
+            yield found
+
+
+@pytest.fixture
+def replicas(tmp_path: Path, postgres: str, s3: S3) -> Iterator[Installation]:
+    """The storage that several servers can share."""
+    with shared(tmp_path, postgres, s3) as found:
+        yield found

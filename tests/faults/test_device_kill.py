@@ -45,7 +45,7 @@ def test_device_killed_in_training_finishes_the_same_round_when_started_again(
     digests = {}
     for name, kill in (("peace", False), ("war", True)):
         with ServerProcess(tmp_path / name, port=int(identity.server.rsplit(":", 1)[1])) as server:
-            transport = Transport(server.address, identity.device_token)
+            transport = Transport(server.address, identity)
             if kill:
                 victim = start_device(*flags)
                 wait_for(lambda t=transport: _assigned(t), timeout_s=60)

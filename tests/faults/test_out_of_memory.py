@@ -56,7 +56,7 @@ def test_memory_that_runs_out_in_step_3_ends_in_a_smaller_update_of_the_same_rou
     assert max(x["peak_rss_bytes"] for x in rounds) <= BUDGET_BYTES
     assert max(x["peak_rss_bytes"] for x in rounds) > 0.8 * BUDGET_BYTES, "it really ran out"
     identity = load_identity(tmp_path / "device")
-    transport = Transport(thirsty.server.address, identity.device_token)
+    transport = Transport(thirsty.server.address, identity)
     closed = transport.round_status("t", 1)
     assert (closed.state, closed.assigned, closed.accepted) == ("closed", 1, 1)
     check_moved_ranks(transport, identity.device_id, second_k)
@@ -76,7 +76,9 @@ def check_moved_ranks(transport: Transport, device_id: str, k: int) -> None:
 
 
 def adapter(transport: Transport, task: TaskSpec, version: int) -> Arrays:
-    return decode(transport.adapter_body(task, version), adapter_shapes(task.adapter, R))[0]
+    digest = transport.adapters(task.name)[version].digest
+    body = transport.adapter_body(task, version, digest)
+    return decode(body, adapter_shapes(task.adapter, R))[0]
 
 
 def test_a_base_that_never_fits_ends_in_one_line_and_no_round(thirsty, tmp_path):
@@ -93,4 +95,4 @@ def test_a_base_that_never_fits_ends_in_one_line_and_no_round(thirsty, tmp_path)
     assert "Traceback" not in log
     identity = load_identity(tmp_path / "device")
     with pytest.raises(NotFound):
-        Transport(thirsty.server.address, identity.device_token).round_status("t", 1)
+        Transport(thirsty.server.address, identity).round_status("t", 1)

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from edge_sdk.errors import ServerUnreachable
+from edge_sdk.identity import Identity
 from edge_sdk.transport import Transport
-from tests.numpy_device import NumpyDevice
+from tests.numpy_device import NumpyDevice, enrol_one
 from tests.processes import ServerProcess
 
 ROUNDS = 2
@@ -20,22 +21,21 @@ pytestmark = pytest.mark.processes
 
 
 @pytest.fixture
-def prepared(tmp_path: Path, tiny_llama: Path) -> tuple[Path, list[str]]:
-    """A state folder with a task and enrolled devices, and their tokens."""
+def prepared(tmp_path: Path, tiny_llama: Path) -> tuple[Path, list[Identity]]:
+    """A state folder with a task and enrolled devices, and their identities."""
     with ServerProcess(tmp_path / "prepared") as server:
         server.command(
             *("task", "create", "t", "--model", str(tiny_llama), "--rank", "4", "--seed", "5"),
             *("--sketch-sizes", "1,2,4", "--rounds", str(ROUNDS), "--cohort-size", "3"),
         )
         secret = server.command("token", "create")["enrolment_token"]
-        entrance = Transport(server.address)
-        tokens = [entrance.enrol(secret, f"d{k}").device_token for k in SKETCH_SIZES]
-    return tmp_path / "prepared", tokens
+        identities = [enrol_one(server.address, secret, f"d{k}") for k in SKETCH_SIZES]
+    return tmp_path / "prepared", identities
 
 
 def test_server_killed_after_every_request_gives_the_undisturbed_adapter(prepared, tmp_path):
     """The same fleet twice from the same state: once in peace, once killed 18 times."""
-    state, tokens = prepared
+    state, identities = prepared
     kills = 0
 
     def kill(server: ServerProcess) -> None:
@@ -48,8 +48,8 @@ def test_server_killed_after_every_request_gives_the_undisturbed_adapter(prepare
     for name, after_request in (("peace", lambda server: None), ("war", kill)):
         shutil.copytree(state, tmp_path / name)
         with ServerProcess(tmp_path / name) as server:
-            _run_fleet(server, tokens, after_request)
-            versions = Transport(server.address, tokens[0]).adapters("t")
+            _run_fleet(server, identities, after_request)
+            versions = Transport(server.address, identities[0]).adapters("t")
             digests[name] = [info.digest for info in versions]
     assert kills == ROUNDS * 3 * len(SKETCH_SIZES)
     assert digests["war"] == digests["peace"]
@@ -57,9 +57,9 @@ def test_server_killed_after_every_request_gives_the_undisturbed_adapter(prepare
 
 
 def test_receipt_is_the_same_after_a_kill_and_the_update_is_counted_once(prepared):
-    state, tokens = prepared
+    state, identities = prepared
     with ServerProcess(state) as server:
-        device = NumpyDevice(server.address, tokens[0], "t", 1)
+        device = NumpyDevice(server.address, identities[0], "t", 1)
         work = device.wait_for_work()
         body = device.made_up_update(work, device.fetch(work))
         first = device.submit(work, body)
@@ -73,11 +73,13 @@ def test_receipt_is_the_same_after_a_kill_and_the_update_is_counted_once(prepare
 
 
 def _run_fleet(
-    server: ServerProcess, tokens: list[str], after_request: Callable[[ServerProcess], None]
+    server: ServerProcess,
+    identities: list[Identity],
+    after_request: Callable[[ServerProcess], None],
 ) -> None:
     devices = [
-        NumpyDevice(server.address, token, "t", k)
-        for token, k in zip(tokens, SKETCH_SIZES, strict=True)
+        NumpyDevice(server.address, identity, "t", k)
+        for identity, k in zip(identities, SKETCH_SIZES, strict=True)
     ]
     for number in range(1, ROUNDS + 1):
         work, slices = [], []

@@ -18,9 +18,8 @@ from edge_sdk.client import EdgeClient
 from edge_sdk.errors import OutOfMemory
 from edge_sdk.local_plan import Allowance
 from edge_sdk.memory_guard import MemoryGuard
-from edge_sdk.transport import Transport
 from tests.faults.conftest import LAST_STEP, R, ThirstyTask
-from tests.numpy_device import NumpyDevice
+from tests.numpy_device import NumpyDevice, enrol_one
 
 PLENTY, NOTHING = 1 << 50, 0
 
@@ -141,8 +140,8 @@ def test_a_round_that_closes_while_a_device_steps_down_is_left_for_the_next(
         *("--sketch-sizes", "1,2,4,8", "--rounds", "2", "--cohort-size", "2", "--quorum", "1"),
         *("--batch-size", "24", "--max-length", "96", "--local-steps", "1"),
     )
-    token = Transport(thirsty.server.address).enrol(thirsty.token, "fast").device_token
-    fast = NumpyDevice(thirsty.server.address, token, "pair", 2)
+    identity = enrol_one(thirsty.server.address, thirsty.token, "fast")
+    fast = NumpyDevice(thirsty.server.address, identity, "pair", 2)
     train_round = edge_sdk.local_trainer.train_round
     attempts = []
 
