@@ -20,6 +20,8 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.report import Claim, json_path, publish
+from edge_sdk.device_key import DeviceKey, make_private_key
+from edge_sdk.identity import Identity
 from edge_sdk.quantities import format_bytes
 from edge_sdk.transport import Transport
 from edge_sdk.wire.messages import CheckIn, UpdateReport, encode_message
@@ -77,10 +79,15 @@ def _measure(scratch: Path, r: int) -> list[dict[str, Any]]:
 
 
 def _one_device(address: str, token: str, k: int, r: int) -> dict[str, Any]:
-    enrolment = Transport(address).enrol(token, f"k{k}")
-    transport = Transport(address, enrolment.device_token)
+    private_key = make_private_key()
+    enrolment = Transport(address).enrol(token, f"k{k}", DeviceKey(private_key))
+    identity = Identity(
+        server=address, device_id=enrolment.device_id, private_key=private_key, name=f"k{k}"
+    )
+    transport = Transport(address, identity)
     task = transport.task("bytes")
-    transport.downloaded_bytes = 0  # the task is fetched once, not once a round
+    # The task is fetched once and access asked for once an hour, not once a round.
+    transport.downloaded_bytes = transport.uploaded_bytes = 0
     check_in = CheckIn(base_digest=task.base.digest, affordable_k=k, examples=1)
     work = transport.check_in("bytes", check_in).assignment
     if work is None or work.k != k:

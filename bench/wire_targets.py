@@ -1,0 +1,175 @@
+"""Everything one side decodes that the other side sent: valid bytes of it, and the decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from edge_sdk.wire import manifest, messages, payload
+from edge_sdk.wire.manifest import Manifest, Pointer, Signed, Statement, Succession
+from edge_sdk.wire.messages import AdapterSpec, DenseSpec, LayerSpec, UpdateReport, WireDtype
+from server.openapi_examples import message_examples
+
+_MESSAGES = (
+    "EnrolRequest",
+    "Enrolment",
+    "Challenge",
+    "AccessRequest",
+    "AccessToken",
+    "KeyChange",
+    "TaskSpec",
+    "CheckIn",
+    "CheckInReply",
+    "RoundStatus",
+    "Receipt",
+    "AdapterInfo",
+)
+_PROBLEM = messages.Problem(title="busy", status=503, code="server_busy", detail="come back")
+_DIGEST = "ab" * 32
+_KEY = Ed25519PrivateKey.from_private_bytes(bytes(32))
+_PUBLIC_KEY = (
+    _KEY.public_key().public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw).hex()
+)
+_K = 2
+_ADAPTER = AdapterSpec(
+    r=4,
+    lora_alpha=8,
+    target_modules=["q_proj", "v_proj"],
+    layers=[
+        LayerSpec(name="model.layers.0.q_proj", d_in=6, d_out=4),
+        LayerSpec(name="model.layers.0.v_proj", d_in=6, d_out=4),
+    ],
+    dense=[DenseSpec(name="score.weight", shape=[2, 3])],
+)
+_MANIFEST = Manifest(
+    task="news",
+    version=2,
+    round_number=2,
+    parent_version=1,
+    parent_digest=_DIGEST,
+    base_digest=_DIGEST,
+    spec_digest=_DIGEST,
+    digest=_DIGEST,
+    size_bytes=1000,
+    created_at=1.0,
+)
+_POINTER = Pointer(
+    task="news", sequence=3, version=2, canary_version=None, canary_share=0.25, created_at=1.0
+)
+_SUCCESSION = Succession(public_key=_DIGEST, created_at=1.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """One decoder.
+
+    Attributes:
+        name: For the report.
+        samples: Bytes it accepts.
+        decode: Takes any bytes; may raise errors of :mod:`edge_sdk.errors` and nothing else.
+    """
+
+    name: str
+    samples: Sequence[bytes]
+    decode: Callable[[bytes], object]
+
+
+def all_targets() -> list[Target]:
+    """Return every decoder of tensor files, messages, digests and signed statements."""
+    return [
+        _update("fp32"),
+        _update("bf16"),
+        *_messages(),
+        _message("Problem", messages.Problem, _PROBLEM),
+        _message("UpdateReport", UpdateReport, _report()),
+        _message("names of tasks", list[str], ["news", "chat"]),
+        _message("successions", list[Signed], [_signed(_SUCCESSION)] * 2),
+        *_statements(_MANIFEST),
+        *_statements(_POINTER),
+        *_statements(_SUCCESSION),
+        _digest(),
+    ]
+
+
+def _report() -> UpdateReport:
+    return UpdateReport(examples=3, loss=0.5, seconds=2.5, peak_rss_bytes=1 << 20)
+
+
+def _signed(statement: object) -> Signed:
+    return _sign(type(statement), manifest.canonical(statement).decode())
+
+
+def _sign(kind: type, text: str) -> Signed:
+    signature = _KEY.sign(manifest.bytes_to_sign(kind, text.encode())).hex()
+    return Signed(payload=text, key_id=manifest.key_id_of(_PUBLIC_KEY), signature=signature)
+
+
+def _update(dtype: WireDtype) -> Target:
+    """Return the way of an update: its tensors, the report inside, a view without a copy."""
+    shapes = payload.adapter_shapes(_ADAPTER, _K)
+    rng = np.random.default_rng(0)
+    arrays = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+
+    def decode(body: bytes) -> object:
+        found, report = payload.decode(body, shapes, dtype)
+        for name, view in payload.view(body, shapes, dtype).items():
+            if not np.array_equal(view.astype(np.float32), found[name]):
+                raise ValueError(f"{name}: the two ways to read a body disagree")
+        return messages.decode_message(UpdateReport, report)
+
+    body = payload.encode(arrays, dtype, messages.encode_message(_report()))
+    return Target(name=f"update {dtype}", samples=[body], decode=decode)
+
+
+def _messages() -> list[Target]:
+    examples = message_examples()
+    return [_message(name, getattr(messages, name), examples[name]) for name in _MESSAGES]
+
+
+def _message(name: str, kind: type[object], sample: object) -> Target:
+    def decode(body: bytes) -> object:
+        return messages.decode_message(kind, body)
+
+    return Target(name=name, samples=[msgspec.json.encode(sample)], decode=decode)
+
+
+def _statements(statement: Statement) -> list[Target]:
+    return [_signed_answer(statement), _statement(statement)]
+
+
+def _signed_answer(statement: Statement) -> Target:
+    """Return a target in front of the signature: what comes says itself who signed it."""
+    kind = type(statement)
+
+    def decode(body: bytes) -> object:
+        return manifest.open_signed(kind, messages.decode_message(Signed, body), _PUBLIC_KEY)
+
+    samples = [msgspec.json.encode(_signed(statement))]
+    return Target(name=f"answer with a {kind.__name__}", samples=samples, decode=decode)
+
+
+def _statement(statement: Statement) -> Target:
+    """Return a target behind the signature: whatever comes is signed by the trusted key."""
+    kind = type(statement)
+
+    def decode(body: bytes) -> object:
+        signed = _sign(kind, body.decode("utf-8", "replace"))
+        return manifest.open_signed(kind, signed, _PUBLIC_KEY)
+
+    samples = [manifest.canonical(statement)]
+    return Target(name=f"signed {kind.__name__}", samples=samples, decode=decode)
+
+
+def _digest() -> Target:
+    content = b"body"
+    header = payload.content_digest(content).encode()
+
+    def decode(body: bytes) -> object:
+        return payload.check_content_digest(content, body.decode("latin-1"))
+
+    return Target(name="Content-Digest", samples=[header], decode=decode)
