@@ -47,7 +47,7 @@ _HEAP_ALIGNMENT = 64 << 20  # glibc starts the heap of a thread at a multiple of
 _DEFAULT_STACK = 2 << 20  # of a thread, where stacks are not limited
 _TRIAL_ROOM, _TRIAL_SIZE = 32 << 20, 48 << 20  # small: it must fit every device
 _WRITABLE_FILE = re.compile(rb"^([0-9a-f]+)-([0-9a-f]+) rw-p \S+ \S+ [1-9]", re.MULTILINE)
-_MAPPING = re.compile(r"^([0-9a-f]+)-[0-9a-f]+ (\S+) \S+ \S+ (\d+) *(.*)$")
+_MAPPING = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) (\S+) \S+ \S+ (\d+) *(.*)$")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +65,18 @@ class Usage:
     written_bytes: int
     data_bytes: int
     threads: int
+
+
+@dataclass(slots=True)
+class _Mapping:
+    """Address space from ``start`` to ``end`` (bytes), and how much of it was written."""
+
+    start: int
+    end: int
+    rights: str
+    inode: int
+    name: str
+    written_bytes: int = 0
 
 
 class DataLimit:
@@ -185,19 +197,45 @@ def read_usage() -> Usage:
 
 def _untouched_bytes() -> int:
     """Private writable address space without memory behind it, outside the heaps and files."""
-    untouched, is_counted = 0, False
+    mappings = _read_mappings()
+    following = [*mappings[1:], None]
+    return sum(
+        mapping.end - mapping.start - mapping.written_bytes
+        for mapping, after in zip(mappings, following, strict=True)
+        if mapping.rights == "rw-p"
+        and mapping.inode == 0
+        and mapping.name not in ("[heap]", "[stack]")
+        and not _is_heap_of_a_thread(mapping, after)
+    )
+
+
+def _is_heap_of_a_thread(mapping: _Mapping, after: _Mapping | None) -> bool:
+    """Tell whether this is how glibc lays out a heap.
+
+    It writes a header first, and what it has not opened yet follows. A start at the right place
+    does not suffice: the kernel puts large buffers at multiples of a huge page, and one in 32 of
+    those is the place of a heap.
+    """
+    if mapping.start % _HEAP_ALIGNMENT or mapping.written_bytes == 0:
+        return False
+    if mapping.end % _HEAP_ALIGNMENT == 0:
+        return True
+    return (
+        after is not None
+        and (after.start, after.rights) == (mapping.end, "---p")
+        and after.end % _HEAP_ALIGNMENT == 0
+    )
+
+
+def _read_mappings() -> list[_Mapping]:
+    mappings: list[_Mapping] = []
     for line in (_PROCESS / "smaps").read_text(encoding="utf-8").splitlines():
-        if mapping := _MAPPING.match(line):
-            start, rights, inode, name = mapping.groups()
-            is_heap = name == "[heap]" or int(start, 16) % _HEAP_ALIGNMENT == 0
-            is_counted = rights == "rw-p" and inode == "0" and name != "[stack]" and not is_heap
-        elif is_counted:
-            name, _, value = line.partition(":")
-            if name == "Size":
-                untouched += int(value.split()[0])
-            elif name in ("Anonymous", "Swap"):
-                untouched -= int(value.split()[0])
-    return untouched * 1024
+        if found := _MAPPING.match(line):
+            start, end, rights, inode, name = found.groups()
+            mappings.append(_Mapping(int(start, 16), int(end, 16), rights, int(inode), name))
+        elif line.startswith(("Anonymous:", "Swap:")):
+            mappings[-1].written_bytes += int(line.split()[1]) * 1024
+    return mappings
 
 
 def _writable_file_bytes() -> int:

@@ -182,6 +182,25 @@ def test_threads_started_under_the_guard_do_not_eat_the_budget():
 
 
 @linux_only
+def test_reserve_that_lies_where_a_heap_could_begin_does_not_eat_the_budget():
+    """The kernel chooses the place: one reserve in 32 begins at such an address by chance."""
+    facts = in_child("""
+        import mmap
+        HEAP = 64 * MB
+        def reserve(size):
+            return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE)
+        areas = [reserve(HEAP)]
+        while np.frombuffer(areas[-1], np.uint8).ctypes.data % HEAP:
+            areas += [reserve(2 * MB), reserve(HEAP)]
+        with guard_of(400 * MB):
+            refused = fill([], 4 * MB)
+        answer(refused=refused)
+    """)
+    assert facts["refused"]
+    assert 370 * MB < facts["peak"] <= 400 * MB
+
+
+@linux_only
 def test_weights_mapped_from_a_file_count_once(tmp_path):
     weights = tmp_path / "weights"
     with weights.open("wb") as file:
