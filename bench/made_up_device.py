@@ -1,6 +1,6 @@
 """One device of our server that trains nothing, as a process of its own: it lives for all rounds.
 
-It does what ``edge_sdk.client`` does with the network, and waits as long as that waits.
+It does what ``edge_sdk.round_loop`` does with the network, and waits as long as that waits.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TypeVar
 import msgspec
 import numpy as np
 
-from edge_sdk.client import FIRST_OUTAGE_WAIT_S
+from edge_sdk.round_loop import FIRST_OUTAGE_WAIT_S
 from edge_sdk.errors import RoundClosed, ServerBusy, ServerUnreachable
 from edge_sdk.identity import Identity
 from edge_sdk.transport import Transport

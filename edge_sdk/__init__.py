@@ -4,10 +4,10 @@ from importlib import import_module
 
 _HOME = {
     "Allowance": "edge_sdk.local_plan",
-    "EdgeClient": "edge_sdk.client",
     "EdgeError": "edge_sdk.errors",
+    "RoundLoop": "edge_sdk.round_loop",
 }
-__all__ = ["Allowance", "EdgeClient", "EdgeError"]
+__all__ = ["Allowance", "EdgeError", "RoundLoop"]
 
 
 def __getattr__(name: str) -> object:

@@ -77,11 +77,11 @@ def _change_key(options: argparse.Namespace) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    from edge_sdk.client import EdgeClient
+    from edge_sdk.round_loop import RoundLoop
 
     if not options.json:
         logging.getLogger("edge_sdk").setLevel(logging.INFO)
-    client = EdgeClient(
+    client = RoundLoop(
         data=options.data,
         server=options.server,
         task=options.task,
@@ -105,9 +105,9 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _pull(options: argparse.Namespace) -> None:
-    from edge_sdk.client import EdgeClient
+    from edge_sdk.round_loop import RoundLoop
 
-    client = EdgeClient(task=options.task, model=options.model, state_folder=options.state)
+    client = RoundLoop(task=options.task, model=options.model, state_folder=options.state)
     version = client.pull(options.out)
     if options.json:
         _print_json({"version": version, "adapter": str(options.out)})

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from edge_sdk.cli import _parser as device_parser
-from edge_sdk.client import EdgeClient
+from edge_sdk.round_loop import RoundLoop
 from edge_sdk.errors import by_code
 from server.cli import _build_parser as server_parser
 from server.settings import Settings
@@ -31,11 +31,11 @@ def test_readme_code_calls_the_client_with_arguments_it_has():
     (call,) = [
         node
         for node in ast.walk(ast.parse(code))
-        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "EdgeClient"
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "RoundLoop"
     ]
-    inspect.signature(EdgeClient).bind(**{word.arg: None for word in call.keywords})
+    inspect.signature(RoundLoop).bind(**{word.arg: None for word in call.keywords})
     for method in re.findall(r"client\.(\w+)\(", code):
-        assert callable(getattr(EdgeClient, method))
+        assert callable(getattr(RoundLoop, method))
 
 
 @pytest.mark.parametrize("name", ["probe", "plan", "join", "run", "pull", "infer"])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_sdk.client import EdgeClient
+from edge_sdk.round_loop import RoundLoop
 from edge_sdk.errors import ConfigError, ModelError
 from edge_sdk.local_plan import Allowance
 from edge_sdk.model_folder import read_config, read_model_shape, tensor_shapes
@@ -56,7 +56,7 @@ def test_unknown_family_learns_in_a_real_round(tmp_path: Path, quantization):
             *("--target", "query_key_value", "dense_h_to_4h", "--sketch-sizes", "4"),
             *("--rounds", "2", "--cohort-size", "1", "--local-steps", "20", "--local-lr", "0.02"),
         )
-        client = EdgeClient(
+        client = RoundLoop(
             data=write_jsonl(
                 tmp_path / "data.jsonl", [{"prompt": "what is", "completion": " red"}]
             ),

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from edge_sdk import microbenchmark
-from edge_sdk.client import EdgeClient
+from edge_sdk.round_loop import RoundLoop
 from edge_sdk.device import probe
 from edge_sdk.local_plan import Allowance
 from edge_sdk.rates import assumed_rates
@@ -53,7 +53,7 @@ def test_a_plan_after_a_run_predicts_the_peak_that_run_had(tmp_path, tiny_llama,
         assert learned["memory_bytes"] > 100_000_000
         assert learned["time_factor"] > 0
 
-        plan = EdgeClient(
+        plan = RoundLoop(
             task="second",
             state_folder=state,
             allowance=Allowance(quantization="fp32", threads=1),

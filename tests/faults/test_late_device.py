@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import edge_sdk.local_trainer
-from edge_sdk.client import EdgeClient
+from edge_sdk.round_loop import RoundLoop
 from edge_sdk.local_plan import Allowance
 from tests.numpy_device import NumpyDevice, enrol_one
 from tests.processes import ServerProcess
@@ -43,7 +43,7 @@ def test_device_that_misses_a_round_is_not_counted_there_but_in_the_next(
             return train_round(*args, **settings)
 
         monkeypatch.setattr("edge_sdk.local_trainer.train_round", overtaken_once)
-        slow = EdgeClient(
+        slow = RoundLoop(
             data=write_jsonl(tmp_path / "data.jsonl", [{"text": "what is red"}]),
             server=server.address,
             enrolment_token=secret,

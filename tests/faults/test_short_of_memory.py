@@ -14,7 +14,7 @@ import torch
 
 import edge_sdk.local_trainer
 import edge_sdk.trainable_base
-from edge_sdk.client import EdgeClient
+from edge_sdk.round_loop import RoundLoop
 from edge_sdk.errors import OutOfMemory
 from edge_sdk.local_plan import Allowance
 from edge_sdk.memory_guard import MemoryGuard
@@ -36,13 +36,13 @@ def limits_are_restored():
 
 
 @pytest.fixture
-def client(thirsty: ThirstyTask, tmp_path: Path, caplog) -> EdgeClient:
+def client(thirsty: ThirstyTask, tmp_path: Path, caplog) -> RoundLoop:
     return make_client(thirsty, tmp_path, caplog, "t")
 
 
-def make_client(thirsty: ThirstyTask, folder: Path, caplog, task: str) -> EdgeClient:
+def make_client(thirsty: ThirstyTask, folder: Path, caplog, task: str) -> RoundLoop:
     caplog.set_level(logging.DEBUG, logger="edge_sdk")
-    return EdgeClient(
+    return RoundLoop(
         data=thirsty.data,
         server=thirsty.server.address,
         task=task,

@@ -10,7 +10,7 @@ import pytest
 
 from edge_sdk.base_model import load_base
 from edge_sdk.cli import main
-from edge_sdk.client import EdgeClient
+from edge_sdk.round_loop import RoundLoop
 from edge_sdk.data import load_examples
 from edge_sdk.errors import (
     ConfigError,
@@ -76,7 +76,7 @@ def test_fleet_learns_together_and_the_adapter_comes_home(
     """Three devices with different k; then pull, infer, export, through the command line."""
     affordable = dict(zip(data, (2, 4, 8), strict=True))
     clients = {
-        name: EdgeClient(
+        name: RoundLoop(
             data=path,
             server=server.address,
             enrolment_token=token,
@@ -135,7 +135,7 @@ def test_classifier_learns_through_the_same_path_and_its_head_is_counted_apart(
     )
     texts = {"what is red": "warm", "what is blue": "cold", "who was red": "warm", "a blue": "cold"}
     records = [{"text": text, "label": label} for text, label in texts.items()]
-    client = EdgeClient(
+    client = RoundLoop(
         data=write_jsonl(tmp_path / "data.jsonl", records),
         server=server.address,
         enrolment_token=token,
@@ -175,7 +175,7 @@ def test_a_device_plans_for_the_examples_it_has(
         return plan(planner, work, deadline_s)
 
     monkeypatch.setattr(LocalPlanner, "plan", noted)
-    client = EdgeClient(
+    client = RoundLoop(
         data=data["ada"],
         server=server.address,
         enrolment_token=token,
@@ -189,7 +189,7 @@ def test_a_device_plans_for_the_examples_it_has(
 
 
 def test_wrong_enrolment_token_is_refused(server, data, tmp_path):
-    client = EdgeClient(
+    client = RoundLoop(
         data=data["ada"],
         server=server.address,
         enrolment_token="guessed",
@@ -201,13 +201,13 @@ def test_wrong_enrolment_token_is_refused(server, data, tmp_path):
 
 
 def test_device_without_identity_or_token_is_told_what_to_do(data, tmp_path):
-    client = EdgeClient(data=data["ada"], state_folder=tmp_path / "new")
+    client = RoundLoop(data=data["ada"], state_folder=tmp_path / "new")
     with pytest.raises(ConfigError, match="enrolment token"):
         next(client.rounds())
 
 
 def test_unknown_task_is_not_found(server, token, data, tmp_path):
-    client = EdgeClient(
+    client = RoundLoop(
         data=data["ada"],
         server=server.address,
         enrolment_token=token,
@@ -220,7 +220,7 @@ def test_unknown_task_is_not_found(server, token, data, tmp_path):
 
 def test_other_base_model_is_refused_before_anything_is_loaded(server, token, data, tmp_path):
     other = save_tiny_llama(tmp_path / "other", seed=1)
-    client = EdgeClient(
+    client = RoundLoop(
         data=data["ada"],
         server=server.address,
         enrolment_token=token,
@@ -233,7 +233,7 @@ def test_other_base_model_is_refused_before_anything_is_loaded(server, token, da
 
 
 def test_budget_too_small_for_one_rank_says_how_much_is_missing(server, token, data, tmp_path):
-    client = EdgeClient(
+    client = RoundLoop(
         data=data["ada"],
         server=server.address,
         enrolment_token=token,
@@ -249,7 +249,7 @@ def test_budget_too_small_for_one_rank_says_how_much_is_missing(server, token, d
 def test_broken_data_is_refused_before_the_device_checks_in(server, token, tmp_path):
     path = tmp_path / "data.jsonl"
     path.write_text('{"prompt": "what", "completion": " one"}\n{"prompt": \n')
-    client = EdgeClient(
+    client = RoundLoop(
         data=path,
         server=server.address,
         enrolment_token=token,
@@ -261,7 +261,7 @@ def test_broken_data_is_refused_before_the_device_checks_in(server, token, tmp_p
 
 
 def test_server_that_stays_away_is_given_up_on_after_the_patience(data, tmp_path, server, token):
-    client = EdgeClient(
+    client = RoundLoop(
         data=data["ada"],
         server="http://127.0.0.1:9",
         enrolment_token=token,

@@ -74,7 +74,7 @@ class RoundResult:
     counted: bool
 
 
-class EdgeClient:
+class RoundLoop:
     """Take part in a federated task with data that stays on this device.
 
     Nothing is read, loaded or sent before :meth:`plan` or :meth:`rounds` is called.
