@@ -15,9 +15,9 @@ from typing import TypeVar
 import msgspec
 import numpy as np
 
-from edge_sdk.round_loop import FIRST_OUTAGE_WAIT_S
 from edge_sdk.errors import RoundClosed, ServerBusy, ServerUnreachable
 from edge_sdk.identity import Identity
+from edge_sdk.round_loop import FIRST_OUTAGE_WAIT_S
 from edge_sdk.transport import Transport
 from edge_sdk.wire.messages import Assignment, CheckIn, TaskSpec, UpdateReport, encode_message
 from edge_sdk.wire.payload import adapter_shapes, decode, encode

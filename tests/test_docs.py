@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from edge_sdk.cli import _parser as device_parser
-from edge_sdk.round_loop import RoundLoop
 from edge_sdk.errors import by_code
+from edge_sdk.round_loop import RoundLoop
 from server.cli import _build_parser as server_parser
 from server.settings import Settings
 from server.settings_sources import flag_of

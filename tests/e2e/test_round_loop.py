@@ -10,7 +10,6 @@ import pytest
 
 from edge_sdk.base_model import load_base
 from edge_sdk.cli import main
-from edge_sdk.round_loop import RoundLoop
 from edge_sdk.data import load_examples
 from edge_sdk.errors import (
     ConfigError,
@@ -27,6 +26,7 @@ from edge_sdk.local_plan import Allowance, LocalPlanner
 from edge_sdk.memory import adapter_parameters
 from edge_sdk.model_folder import read_config, weights_digest
 from edge_sdk.model_shape import read_shape
+from edge_sdk.round_loop import RoundLoop
 from edge_sdk.wire.messages import BaseModel
 from tests.processes import ServerProcess
 from tests.tiny_model import save_tiny_llama, write_jsonl
