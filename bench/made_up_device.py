@@ -20,7 +20,8 @@ from edge_sdk.identity import Identity
 from edge_sdk.round_loop import FIRST_OUTAGE_WAIT_S
 from edge_sdk.transport import Transport
 from edge_sdk.wire.messages import Assignment, CheckIn, TaskSpec, UpdateReport, encode_message
-from edge_sdk.wire.payload import adapter_shapes, decode, encode
+from edge_sdk.wire.payload import adapter_shapes, decode
+from edge_sdk.wire.update_body import encode_update
 
 STEP = np.float32(1e-3)
 
@@ -76,7 +77,7 @@ def _take_part(transport: Transport, task: TaskSpec, work: Assignment, role: Rol
     step = STEP * np.float32(1 + role.position)
     update = {name: np.full_like(array, step) for name, array in slices.items()}
     report = UpdateReport(examples=1, loss=0.0, seconds=0.0, peak_rss_bytes=0)
-    sent = encode(update, task.adapter.wire_dtype, encode_message(report))
+    sent = encode_update(update, task, work.seed, encode_message(report))
     _patiently(lambda: transport.submit(task.name, work.round_number, sent))
 
 

@@ -10,9 +10,22 @@ import numpy as np
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from edge_sdk.error_feedback import read_ranks
 from edge_sdk.wire import manifest, messages, payload
+from edge_sdk.wire.block_codes import CODES, CodeName
 from edge_sdk.wire.manifest import Manifest, Pointer, Signed, Statement, Succession
-from edge_sdk.wire.messages import AdapterSpec, DenseSpec, LayerSpec, UpdateReport, WireDtype
+from edge_sdk.wire.messages import (
+    AdapterSpec,
+    BaseModel,
+    DenseSpec,
+    LayerSpec,
+    RoundPolicy,
+    TaskSpec,
+    TrainingSpec,
+    UpdateReport,
+    WireDtype,
+)
+from edge_sdk.wire.update_body import decode_update, encode_update, view_update
 from server.openapi_examples import message_examples
 
 _MESSAGES = (
@@ -84,6 +97,8 @@ def all_targets() -> list[Target]:
     return [
         _update("fp32"),
         _update("bf16"),
+        *(_coded_update(encoding) for encoding in CODES),
+        _slice_ranks(),
         *_messages(),
         _message("Problem", messages.Problem, _PROBLEM),
         _message("UpdateReport", UpdateReport, _report()),
@@ -124,6 +139,39 @@ def _update(dtype: WireDtype) -> Target:
 
     body = payload.encode(arrays, dtype, messages.encode_message(_report()))
     return Target(name=f"update {dtype}", samples=[body], decode=decode)
+
+
+def _coded_update(encoding: CodeName) -> Target:
+    """Return the way of an update in codes: all of it, and tensor by tensor."""
+    spec = TaskSpec(
+        name="news",
+        base=BaseModel(model="base", digest=_DIGEST),
+        adapter=_ADAPTER,
+        training=TrainingSpec(update_encoding=encoding),
+        policy=RoundPolicy(rounds=1, cohort_size=1, quorum=1, sketch_sizes=[_K]),
+    )
+    shapes = payload.adapter_shapes(_ADAPTER, _K)
+    rng = np.random.default_rng(0)
+    arrays = {name: rng.normal(size=shape) for name, shape in shapes.items()}
+
+    def decode(body: bytes) -> object:
+        found, report = decode_update(body, spec, _K)
+        for name, view in view_update(body, spec, _K).items():
+            if found[name].shape != shapes[name] or not np.array_equal(view, found[name]):
+                raise ValueError(f"{name}: the two ways to read a body disagree")
+        return messages.decode_message(UpdateReport, report)
+
+    body = encode_update(arrays, spec, 0, messages.encode_message(_report()))
+    return Target(name=f"update {encoding}", samples=[body], decode=decode)
+
+
+def _slice_ranks() -> Target:
+    ranks = messages.SliceRanks(ranks=[[0, 3], [1, 2]])
+
+    def decode(body: bytes) -> object:
+        return read_ranks(body, _ADAPTER, _K)
+
+    return Target(name="SliceRanks", samples=[msgspec.json.encode(ranks)], decode=decode)
 
 
 def _messages() -> list[Target]:

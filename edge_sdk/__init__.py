@@ -3,11 +3,13 @@
 from importlib import import_module
 
 _HOME = {
-    "Allowance": "edge_sdk.local_plan",
+    "Allowance": "edge_sdk.allowance",
+    "EdgeClient": "edge_sdk.client",
     "EdgeError": "edge_sdk.errors",
+    "Policy": "edge_sdk.agent.policy",
     "RoundLoop": "edge_sdk.round_loop",
 }
-__all__ = ["Allowance", "EdgeError", "RoundLoop"]
+__all__ = ["Allowance", "EdgeClient", "EdgeError", "Policy", "RoundLoop"]
 
 
 def __getattr__(name: str) -> object:

@@ -54,6 +54,16 @@ class AdapterSource:
         self._server = server
         self._device_id = device_id
 
+    def version(self, task: TaskSpec) -> int:
+        """Return which version this device shall use now, without fetching it.
+
+        Raises:
+            UntrustedAdapter: As :meth:`fetch`.
+        """
+        trust, version = self._pointed(task)
+        save_trust(self._state, trust)
+        return version
+
     def fetch(self, task: TaskSpec) -> CheckedAdapter:
         """Return the version this device shall use now.
 
@@ -65,13 +75,7 @@ class AdapterSource:
             DigestMismatch: The tensors are not those of the manifest.
             MalformedPayload: The tensors are not those of the task.
         """
-        trust = load_trust(self._state, self._server)
-        signed = self._transport.pointer(task.name)
-        trust = self._with_key_of(trust, signed)
-        pointer = open_signed(Pointer, signed, trust.signing_key)
-        _check_task("pointer", pointer.task, task.name)
-        trust = trust.after(pointer)
-        version = pointer.version_for(self._device_id)
+        trust, version = self._pointed(task)
         signed = self._transport.manifest(task.name, version)
         manifest = open_signed(Manifest, signed, trust.signing_key)
         _check_manifest(manifest, task, version)
@@ -85,6 +89,15 @@ class AdapterSource:
         shapes = adapter_shapes(task.adapter, task.adapter.r)
         arrays, _ = decode(body, shapes, task.adapter.wire_dtype)
         return CheckedAdapter(manifest=manifest, signed=signed, arrays=arrays)
+
+    def _pointed(self, task: TaskSpec) -> tuple[Trust, int]:
+        """Return the version the server points at, and the trust after having seen that."""
+        trust = load_trust(self._state, self._server)
+        signed = self._transport.pointer(task.name)
+        trust = self._with_key_of(trust, signed)
+        pointer = open_signed(Pointer, signed, trust.signing_key)
+        _check_task("pointer", pointer.task, task.name)
+        return trust.after(pointer), pointer.version_for(self._device_id)
 
     def _with_key_of(self, trust: Trust, signed: Signed) -> Trust:
         """Follow the server's changes of keys, if something is not signed by the trusted one."""

@@ -9,14 +9,13 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import get_args
 
 import msgspec
 from rich.console import Console
 
 from edge_sdk.errors import EdgeError
-from edge_sdk.execution import Quantization
 from edge_sdk.identity import default_state_folder
+from edge_sdk.infer_command import add_infer_options, run_infer
 from edge_sdk.plan_command import add_allowance_options, add_plan_options, read_allowance, run_plan
 from edge_sdk.quantities import format_bytes
 
@@ -90,6 +89,8 @@ def _run(options: argparse.Namespace) -> None:
         name=options.name,
         state_folder=options.state,
         allowance=read_allowance(options),
+        gate=options.gate,
+        personal=options.personal,
     )
     for done in client.rounds():
         if options.json:
@@ -116,28 +117,9 @@ def _pull(options: argparse.Namespace) -> None:
 
 
 def _infer(options: argparse.Namespace) -> None:
-    from edge_sdk.generation import classify, generate, load_with_adapter
-    from edge_sdk.model_folder import find_model
-    from edge_sdk.peft_folder import read_peft_config
-
-    named = read_peft_config(options.adapter).get("base_model_name_or_path")
-    folder = find_model(options.model or str(named))
-    base = load_with_adapter(folder, options.adapter, options.quantization, options.threads)
-    if base.spec.task_type == "SEQ_CLS":
-        scores = classify(base, options.prompt)
-        if options.json:
-            _print_json(scores)
-            return
-        for label, probability in sorted(scores.items(), key=lambda item: -item[1]):
-            _out.print(f"{probability:6.1%}  {label}")
-        return
-    pieces = generate(base, options.prompt, options.max_new_tokens, chat=options.chat)
+    answer = run_infer(options, _out)
     if options.json:
-        _print_json({"prompt": options.prompt, "completion": "".join(pieces)})
-        return
-    for piece in pieces:
-        _out.print(piece, end="", markup=False, highlight=False)
-    _out.print()
+        _print_json(answer)
 
 
 def _print_json(value: object) -> None:
@@ -178,6 +160,12 @@ def _parser() -> argparse.ArgumentParser:
     _add_identity(run)
     _add_model(run, required=False)
     add_allowance_options(run)
+    run.add_argument(
+        "--gate", action="store_true", help="use a new version only if it does not lose here"
+    )
+    run.add_argument(
+        "--personal", action="store_true", help="the same, and an adapter of this device's own"
+    )
 
     pull = _command(commands, "pull", _pull, "fetch the newest adapter as a PEFT folder")
     pull.add_argument("out", type=Path, help="folder to write")
@@ -186,18 +174,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_model(pull, required=False)
 
     infer = _command(commands, "infer", _infer, "use a base model with an adapter")
-    infer.add_argument("prompt")
-    infer.add_argument("--adapter", type=Path, required=True, help="PEFT folder")
-    infer.add_argument("--max-new-tokens", type=int, default=64, help="tokens at most")
-    infer.add_argument("--chat", action="store_true", help="put the prompt in the chat template")
+    add_infer_options(infer)
     _add_model(infer, required=False)
-    infer.add_argument(
-        "--quantization",
-        choices=get_args(Quantization),
-        default="nf4",
-        help="number format of the frozen base",
-    )
-    infer.add_argument("--threads", type=int, help="default: the cores this process may use")
     return parser
 
 

@@ -10,12 +10,13 @@ from edge_sdk.errors import ConfigError
 from edge_sdk.execution import Execution, Quantization
 from edge_sdk.lean.memory_need import lean_memory_need, tokens_at_once
 from edge_sdk.lean.step_time import lean_step_time
-from edge_sdk.memory import MemoryNeed, adapter_parameters, memory_need
+from edge_sdk.memory import MemoryNeed, memory_need
 from edge_sdk.model_shape import ModelShape
 from edge_sdk.rates import Rates
 from edge_sdk.sketch import check_sizes
 from edge_sdk.step_time import StepTime, step_time
-from edge_sdk.wire.messages import LayerSpec
+from edge_sdk.wire.messages import LayerSpec, UpdateEncoding
+from edge_sdk.wire.update_body import update_data_bytes
 
 MEMORY_MARGIN, CALIBRATED_MEMORY_MARGIN = 0.04, 0.02  # of the prediction, on top of it
 GUARD_BYTES = 64_000_000  # a limit on address space must take gaps in the heap for used
@@ -37,6 +38,7 @@ class Workload:
         length: Tokens of the longest example.
         learned: Tokens of an example that are learned, at most.
         wire_bytes: Per number on the wire.
+        update_encoding: Of what is sent; "wire" takes the same.
     """
 
     shape: ModelShape
@@ -49,6 +51,7 @@ class Workload:
     length: int
     learned: int
     wire_bytes: int = 4
+    update_encoding: UpdateEncoding = "wire"
 
     def __post_init__(self) -> None:
         for k in self.sketch_sizes:
@@ -115,10 +118,13 @@ class Budget:
     uplink_bytes_per_s: float | None = None
     downlink_bytes_per_s: float | None = None
 
-    def transfer_s(self, wire_bytes: int) -> float:
-        """Return the seconds of moving that many bytes down, then up; 0 over unknown links."""
-        links = (self.uplink_bytes_per_s, self.downlink_bytes_per_s)
-        return sum(wire_bytes / link for link in links if link is not None)
+    def transfer_s(self, download_bytes: int, upload_bytes: int) -> float:
+        """Return the seconds of moving so many bytes down, then up; 0 over unknown links."""
+        ways = (
+            (download_bytes, self.downlink_bytes_per_s),
+            (upload_bytes, self.uplink_bytes_per_s),
+        )
+        return sum(size / link for size, link in ways if link is not None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,10 +183,7 @@ def cost_of(work: Workload, machine: Machine, budget: Budget, execution: Executi
     step_s = step.total * correction.time_factor
     memory_margin = CALIBRATED_MEMORY_MARGIN if is_calibrated else MEMORY_MARGIN
     time_margin = CALIBRATED_TIME_MARGIN if is_calibrated else TIME_MARGIN
-    wire_bytes = work.wire_bytes * (
-        adapter_parameters(work.layers, execution.k)
-        + sum(math.prod(spec.shape) for spec in work.shape.dense)
-    )
+    download_bytes, upload_bytes = _transfer_bytes(work, execution.k)
     return Cost(
         execution=execution,
         need=need,
@@ -188,9 +191,20 @@ def cost_of(work: Workload, machine: Machine, budget: Budget, execution: Executi
         peak_bytes=peak_bytes,
         memory_bytes=math.ceil(peak_bytes * (1 + memory_margin)) + GUARD_BYTES,
         step_s=step_s,
-        round_s=work.local_steps * step_s * (1 + time_margin) + budget.transfer_s(wire_bytes),
-        transfer_bytes=2 * wire_bytes,
+        round_s=work.local_steps * step_s * (1 + time_margin)
+        + budget.transfer_s(download_bytes, upload_bytes),
+        transfer_bytes=download_bytes + upload_bytes,
         is_calibrated=is_calibrated,
+    )
+
+
+def _transfer_bytes(work: Workload, k: int) -> tuple[int, int]:
+    """Return the bytes of a slice and of an update, without their headers."""
+    tensors = [(k, width) for layer in work.layers for width in (layer.d_in, layer.d_out)]
+    tensors += [(1, math.prod(dense.shape)) for dense in work.shape.dense]
+    return (
+        update_data_bytes(tensors, "wire", work.wire_bytes),
+        update_data_bytes(tensors, work.update_encoding, work.wire_bytes),
     )
 
 

@@ -7,6 +7,7 @@
     ├─ ConfigError (ValueError)     a flag, setting or task that cannot be
     ├─ DataError                    local training data that cannot be read
     ├─ DeviceError
+    │  ├─ AlreadyRunning            another agent works with the same state folder
     │  ├─ NotFeasible               nothing fits this device's budget
     │  ├─ ProfileError (ValueError) a device profile that is missing or cannot be used
     │  └─ OutOfMemory               memory ran out: take a smaller plan
@@ -87,6 +88,12 @@ class DeviceError(EdgeError):
     """Something this device cannot do."""
 
     code = "device_error"
+
+
+class AlreadyRunning(DeviceError):
+    """Another agent works with the same state folder."""
+
+    code = "already_running"
 
 
 class NotFeasible(DeviceError):

@@ -12,10 +12,10 @@ from edge_sdk.base_model import LoadedBase, load_base, verify_layers
 from edge_sdk.errors import AdapterError, ConfigError, DataError, WrongBaseModel
 from edge_sdk.execution import Quantization
 from edge_sdk.lora import attach, check_slices
-from edge_sdk.model_folder import read_config, weights_digest
+from edge_sdk.model_folder import class_names, weights_digest
 from edge_sdk.peft_folder import read_labels, read_peft_config, read_peft_tensors
 from edge_sdk.sketch import lora_scaling
-from edge_sdk.tokenization import chat_prompt, start_ids
+from edge_sdk.tokenization import prompt_ids
 from edge_sdk.wire.messages import AdapterSpec, BaseModel, DenseSpec, LayerSpec
 from edge_sdk.wire.payload import Arrays
 
@@ -76,19 +76,6 @@ def generate(
     if max_new_tokens < 1:
         raise ConfigError(f"max_new_tokens={max_new_tokens} must be at least 1")
     return _stream(base, prompt_ids(base.tokenizer, prompt, chat=chat), max_new_tokens)
-
-
-def prompt_ids(tokenizer: Any, prompt: str, *, chat: bool) -> list[int]:
-    """Return the tokens a model continues: those that stood before the answer in training.
-
-    Raises:
-        DataError: There are none, or the chat template refuses the prompt.
-    """
-    text = chat_prompt(tokenizer, prompt) if chat else prompt
-    ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
-    if not ids:
-        raise DataError("the prompt has no token to continue from")
-    return start_ids(tokenizer, is_chat=chat) + ids
 
 
 def classify(base: LoadedBase, text: str) -> dict[str, float]:
@@ -186,7 +173,4 @@ def _labels(folder: Path, adapter: AdapterSpec, labels: Sequence[str]) -> Sequen
         if len(labels) != classes:
             raise AdapterError(f"the adapter's task names {len(labels)} labels for {classes}")
         return labels
-    known = read_config(folder).get("id2label")
-    if isinstance(known, dict) and len(known) == classes:
-        return [str(known[key]) for key in sorted(known, key=int)]
-    return [str(i) for i in range(classes)]
+    return class_names(folder, classes)

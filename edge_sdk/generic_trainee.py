@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 
+import torch
 from torch import Tensor, nn
 
 from edge_sdk.checkpointing import checkpointed_blocks
@@ -13,6 +14,7 @@ from edge_sdk.example import Example
 from edge_sdk.loaded_model import LoadedModel
 from edge_sdk.lora import attach
 from edge_sdk.predictions import predict
+from edge_sdk.scores import Score
 from edge_sdk.wire.messages import AdapterSpec
 from edge_sdk.wire.payload import Arrays
 
@@ -72,6 +74,22 @@ class GenericTrainee:
     def arrays(self) -> Arrays:
         """Return copies of all values, trained or not, under the names the wire uses."""
         return self._attached.arrays()
+
+    def pull(self, towards: Arrays, share: float) -> None:
+        """Move every trained value a share of the way to another; names are those of the wire."""
+        self._attached.pull(towards, share)
+
+    def scores(self, examples: Iterable[Example]) -> Iterator[Score]:
+        """Yield how well the model with these ranks predicts each example; no gradients."""
+        for example in examples:
+            batch = collate([example], self._base.tokenizer.pad_token_id)
+            with torch.inference_mode():
+                predictions = predict(self._base, batch)
+                loss = float(predictions.summed_loss()) / predictions.count()
+                is_right = None
+                if example.label is not None:
+                    is_right = int(predictions.logits.argmax()) == example.label
+            yield Score(loss, is_right)
 
     def detach(self) -> None:
         """Give the model its own modules back."""

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import gc
+import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from edge_sdk.device import peak_rss_bytes
-from edge_sdk.errors import ModelError, OutOfMemory
+from edge_sdk.errors import DataError, ModelError, OutOfMemory
 from edge_sdk.example import Example
 from edge_sdk.execution import ProductFormat, Quantization
 from edge_sdk.heap import allocate_exactly, release_freed_memory
+from edge_sdk.held_out import held_out
 from edge_sdk.memory_guard import MemoryGuard, is_out_of_memory
 from edge_sdk.plan import Plan
+from edge_sdk.progress import Progress, Steps
 from edge_sdk.quantities import format_bytes
+from edge_sdk.scores import Score
+from edge_sdk.sketch import sketched_scaling
 from edge_sdk.token_file import tokenized_examples
 from edge_sdk.trainable_base import load_trainable, warm_up_for
-from edge_sdk.training import LocalResult, TrainableBase, train_round
+from edge_sdk.training import LocalResult, Pull, TrainableBase, train_round
 from edge_sdk.wire.messages import Assignment, TaskSpec
 from edge_sdk.wire.payload import Arrays
 
@@ -34,13 +39,25 @@ class LocalTrainer:
         folder: Base model.
         data: JSONL file with the private examples.
         threads: CPU threads.
+        held_out_share: Of the examples that are never trained on; 0 trains on all.
+
+    Attributes:
+        examples: To train on.
+        held_out: To judge adapters by; empty where there are too few.
 
     Raises:
         DataError: The examples cannot be read.
         ModelError: The tokenizer cannot be loaded.
     """
 
-    def __init__(self, task: TaskSpec, folder: Path, data: Path, threads: int) -> None:
+    def __init__(
+        self,
+        task: TaskSpec,
+        folder: Path,
+        data: Path,
+        threads: int,
+        held_out_share: float = 0.0,
+    ) -> None:
         allocate_exactly()
         self._task = task
         self._folder = folder
@@ -48,17 +65,27 @@ class LocalTrainer:
         self._threads = threads
         self._base: TrainableBase | None = None
         self._held: tuple[Quantization, ProductFormat] | None = None
-        self.examples = self._read_examples(task.training.max_length)
+        every = self._read_examples(task.training.max_length)
+        self._is_held_out = held_out(every, held_out_share)
+        self._split(every)
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest example."""
-        return max(len(example.tokens) for example in self.examples)
+        """Tokens of the longest example, held out or not."""
+        return max(len(example.tokens) for example in (*self.examples, *self.held_out))
 
     @property
     def learned(self) -> int:
         """Tokens learned in one example, at most; 1 for a classifier."""
         return max(1, *(int(example.is_learned.sum()) for example in self.examples))
+
+    def data_digest(self) -> str:
+        """Return the SHA-256 of the examples to train on, in their order, as 64 hex digits."""
+        found = hashlib.sha256()
+        for example in self.examples:
+            found.update(f"{len(example.tokens)} {example.label} ".encode())
+            found.update(example.tokens.tobytes() + example.is_learned.tobytes())
+        return found.hexdigest()
 
     def prepare(self, plan: Plan) -> None:
         """Load the base as a plan says, unless it is there already.
@@ -69,7 +96,7 @@ class LocalTrainer:
         """
         execution = plan.execution
         if execution.length < self.longest:
-            self.examples = self._read_examples(execution.length)
+            self._split(self._read_examples(execution.length))
         held = (execution.quantization, execution.products)
         if self._base is not None and self._held == held:
             return
@@ -92,8 +119,24 @@ class LocalTrainer:
             self._drop_base()
             raise OutOfMemory(f"memory ran out while the base model was loaded: {failure}")
 
-    def train(self, plan: Plan, work: Assignment, slices: Arrays) -> LocalResult:
+    def train(
+        self,
+        plan: Plan,
+        work: Assignment,
+        slices: Arrays,
+        pull: Pull | None = None,
+        start: Progress | None = None,
+        on_progress: Callable[[Steps], None] | None = None,
+    ) -> LocalResult:
         """Carry out an assignment.
+
+        Args:
+            plan: How.
+            work: What.
+            slices: Where it starts from.
+            pull: Towards what it is pulled; None of a round.
+            start: Where the same work stood before; its arrays are emptied.
+            on_progress: Called after each step; may take what going on from there needs.
 
         Raises:
             OutOfMemory: The budget, or the device, has no more memory; a smaller plan may fit.
@@ -121,10 +164,53 @@ class LocalTrainer:
                     micro_batch=execution.micro_batch,
                     recomputed_blocks=execution.recomputed_blocks,
                     trained_targets=execution.trained_targets,
+                    pull=pull,
+                    start=start,
+                    on_progress=on_progress,
                 )
         finally:
             gc.collect()
             release_freed_memory()
+
+    def scores(self, plan: Plan, adapter: Arrays, examples: Sequence[Example]) -> list[Score]:
+        """Say how well the base predicts examples with an adapter at rank r on it.
+
+        Raises:
+            OutOfMemory: The budget, or the device, has no more memory.
+        """
+        self.prepare(plan)
+        assert self._base is not None  # noqa: S101 - what prepare() is for
+        spec = self._task.adapter
+        scale = sketched_scaling(spec.lora_alpha, spec.r, spec.r, spec.use_rslora)
+        failure = None
+        found = list[Score]()
+        try:
+            with self._guard(plan) as guard:
+                trainee = self._base.trainee(spec, adapter, scale, (), examples, 1, 0)
+                try:
+                    for score in trainee.scores(examples):
+                        found.append(score)
+                        guard.check()
+                finally:
+                    trainee.detach()
+        except (MemoryError, RuntimeError, OSError) as error:
+            if not is_out_of_memory(error):
+                raise
+            failure = str(error).split("\n", 1)[0] or type(error).__name__
+        finally:
+            gc.collect()
+            release_freed_memory()
+        if failure is not None:
+            raise OutOfMemory(f"memory ran out while an adapter was tried: {failure}")
+        return found
+
+    def _split(self, every: Sequence[Example]) -> None:
+        """Keep what is held out apart; the same examples as before, however long they are now."""
+        if len(every) != len(self._is_held_out):
+            raise DataError(f"{self._data} changed while it was read: start again")
+        pairs = list(zip(every, self._is_held_out, strict=True))
+        self.examples = [example for example, is_kept_apart in pairs if not is_kept_apart]
+        self.held_out = [example for example, is_kept_apart in pairs if is_kept_apart]
 
     def _guard(self, plan: Plan) -> MemoryGuard:
         budget = plan.budget

@@ -89,6 +89,14 @@ class SketchedAdapter:
             for name, parameter in self._parameters.items()
         }
 
+    def pull(self, towards: NamedArrays, share: float) -> None:
+        """Move every trained value a share of the way to another, by name."""
+        with torch.no_grad():
+            for name, parameter in self._parameters.items():
+                if parameter.requires_grad:
+                    end = torch.tensor(towards[name], dtype=parameter.dtype)
+                    parameter.lerp_(end.to(parameter.device), share)
+
     def detach(self) -> None:
         """Give the model its own modules and dense parameters back; twice is once."""
         while self._undo:

@@ -107,6 +107,18 @@ def tensor_shapes(folder: Path) -> dict[str, list[int]]:
     return shapes
 
 
+def class_names(folder: Path, count: int) -> list[str]:
+    """Return the names a model gives to ``count`` classes; numbers if it names another count.
+
+    Raises:
+        ModelError: The configuration is missing or not a JSON object.
+    """
+    known = read_config(folder).get("id2label")
+    if isinstance(known, dict) and len(known) == count:
+        return [str(known[key]) for key in sorted(known, key=int)]
+    return [str(i) for i in range(count)]
+
+
 def config_digest(folder: Path) -> str:
     """Return the SHA-256 of a model's configuration: two models of one shape share it.
 
@@ -128,7 +140,7 @@ def weights_digest(folder: Path) -> str:
     """
     whole = hashlib.sha256()
     for file in _weight_files(folder):
-        whole.update(bytes.fromhex(_file_digest(file)))
+        whole.update(bytes.fromhex(file_digest(file)))
     return whole.hexdigest()
 
 
@@ -142,7 +154,8 @@ def _weight_files(folder: Path) -> list[Path]:
     return files
 
 
-def _file_digest(file: Path) -> str:
+def file_digest(file: Path) -> str:
+    """Return the SHA-256 of a file; remembered under its path, size and time of change."""
     status = file.stat()
     key = f"{file.resolve()}|{status.st_size}|{status.st_mtime_ns}"
     cache = platformdirs.user_cache_path("edge-sdk") / "weight-digests"

@@ -7,7 +7,7 @@ device would hold for nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -21,6 +21,12 @@ class Optimizer(Protocol):
 
     def step(self) -> None:
         """Take one step."""
+
+    def state(self) -> dict[str, Tensor]:
+        """Return what it remembers from step to step, by name; no copies."""
+
+    def restore(self, state: Mapping[str, Tensor], steps: int) -> None:
+        """Remember what another one remembered after so many steps; its names and shapes."""
 
 
 class SGD:
@@ -47,6 +53,13 @@ class SGD:
             if self._weight_decay:
                 gradient = gradient.add(parameter, alpha=self._weight_decay)
             parameter.add_(gradient, alpha=-self._lr)
+
+    def state(self) -> dict[str, Tensor]:
+        """Return nothing: no step depends on those before."""
+        return {}
+
+    def restore(self, state: Mapping[str, Tensor], steps: int) -> None:
+        """Do nothing: no step depends on those before."""
 
 
 class AdamW:
@@ -90,6 +103,19 @@ class AdamW:
             mean.lerp_(gradient, 1 - first)
             square.mul_(second).addcmul_(gradient, gradient, value=1 - second)
             parameter.addcdiv_(mean, square.sqrt().div_(root).add_(self.EPSILON), value=-size)
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the moving means of the gradients and of their squares; no copies."""
+        found = dict[str, Tensor]()
+        for number, (mean, square) in enumerate(self._moments):
+            found[f"mean.{number}"], found[f"square.{number}"] = mean, square
+        return found
+
+    def restore(self, state: Mapping[str, Tensor], steps: int) -> None:
+        """Remember what another one remembered after so many steps; its names and shapes."""
+        self._steps = steps
+        for name, tensor in self.state().items():
+            tensor.copy_(state[name])
 
 
 def _zeros(parameter: nn.Parameter) -> tuple[Tensor, Tensor]:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import logging
+import math
+from dataclasses import replace
 from statistics import median
 
 from edge_sdk.cost import Workload
-from edge_sdk.errors import OutOfMemory
+from edge_sdk.errors import NotFeasible, OutOfMemory
 from edge_sdk.local_plan import LocalPlanner
 from edge_sdk.local_trainer import LocalTrainer, describe
-from edge_sdk.plan import Plan, smaller_plan
+from edge_sdk.plan import Plan, make_plan, smaller_plan
 from edge_sdk.training import LocalResult
 from edge_sdk.wire.messages import Assignment, CheckIn, TaskSpec
+from edge_sdk.wire.payload import adapter_shapes
 
 log = logging.getLogger("edge_sdk")
 
@@ -59,6 +62,33 @@ class Participation:
         self.plan = smaller_plan(self._work, self._planner.machine(), self.plan)
         self._is_first_plan = False
         log.warning("%s; going on with less: %s", error, describe(self.plan))
+
+    def personal_plan(self) -> Plan:
+        """Plan training all ranks for this device alone: bytes and the round's end do not count.
+
+        Raises:
+            NotFeasible: All ranks do not fit, or only with examples cut or targets left out.
+        """
+        adapter, execution = self.task.adapter, self.plan.execution
+        work = replace(
+            self._work,
+            sketch_sizes=(adapter.r,),
+            quantizations=(execution.quantization,),  # the base is held in it
+            length=execution.length,
+            wire_bytes=0,
+            update_encoding="wire",
+        )
+        held = sum(math.prod(shape) for shape in adapter_shapes(adapter, adapter.r).values())
+        budget = replace(
+            self.plan.budget,
+            memory_bytes=max(0, self.plan.budget.memory_bytes - 4 * held),  # what pulls, in fp32
+            round_s=None,
+        )
+        plan = make_plan(work, self._planner.machine(), budget)
+        endings = {layer.ending for layer in work.layers}
+        if plan.execution.length < work.length or set(plan.execution.trained_targets) < endings:
+            raise NotFeasible(f"all {adapter.r} ranks fit only with {', '.join(plan.concessions)}")
+        return replace(plan, budget=self.plan.budget)
 
     def learn(self, work: Assignment, result: LocalResult, peak_bytes: int) -> None:
         """Correct the next prediction, if the plan was carried out as it was made.

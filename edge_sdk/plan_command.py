@@ -11,10 +11,11 @@ from typing import Any, get_args
 from rich.console import Console
 from rich.table import Table
 
+from edge_sdk.allowance import Allowance
 from edge_sdk.cost import Budget, Machine, Workload
 from edge_sdk.errors import ConfigError
 from edge_sdk.execution import Execution, Quantization
-from edge_sdk.local_plan import Allowance, LocalPlanner
+from edge_sdk.local_plan import LocalPlanner
 from edge_sdk.memory_guard import default_floor_bytes
 from edge_sdk.model_folder import config_digest, find_model, read_model_shape
 from edge_sdk.plan import Plan, make_plan, memory_budget

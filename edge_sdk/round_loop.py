@@ -12,28 +12,59 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from edge_sdk.adapter_source import AdapterSource
+from edge_sdk.agent.deadline import Deadline
+from edge_sdk.agent.journal import Journal, KeptUpdate, journal_folder, work_id
+from edge_sdk.allowance import Allowance
 from edge_sdk.cost import Workload
 from edge_sdk.device import peak_rss_bytes
 from edge_sdk.enrolment import join
+from edge_sdk.error_feedback import ErrorFeedback, read_ranks
 from edge_sdk.errors import (
+    AdapterError,
     ConfigError,
+    LossDiverged,
+    MalformedPayload,
+    NotAssigned,
+    NotFinite,
+    NotFound,
     OutOfMemory,
     RoundClosed,
     ServerBusy,
     ServerUnreachable,
+    TooLarge,
+    UpdateConflict,
     WrongBaseModel,
 )
+from edge_sdk.held_out import SHARE as HELD_OUT_SHARE
 from edge_sdk.identity import default_state_folder
+from edge_sdk.kept_adapters import KeptAdapters
 from edge_sdk.link import save_link
-from edge_sdk.local_plan import Allowance, LocalPlanner
+from edge_sdk.local_plan import LocalPlanner
 from edge_sdk.model_folder import config_digest, find_model, read_model_shape, weights_digest
 from edge_sdk.peft_folder import write_peft_folder
 from edge_sdk.plan import Plan
+from edge_sdk.progress import Steps
+from edge_sdk.sketch import Indices
 from edge_sdk.transport import Transport
-from edge_sdk.wire.messages import Assignment, TaskSpec, UpdateReport, encode_message
-from edge_sdk.wire.payload import Arrays, adapter_shapes, decode, dense_bytes, encode, number_bytes
+from edge_sdk.wire.messages import (
+    Assignment,
+    EvaluationReport,
+    TaskSpec,
+    UpdateReport,
+    encode_message,
+)
+from edge_sdk.wire.payload import (
+    Arrays,
+    adapter_shapes,
+    decode,
+    dense_bytes,
+    digest,
+    number_bytes,
+)
+from edge_sdk.wire.update_body import encode_update
 
 if TYPE_CHECKING:
+    from edge_sdk.adoption import Adoption
     from edge_sdk.participation import Participation
     from edge_sdk.training import LocalResult
 
@@ -41,6 +72,9 @@ log = logging.getLogger("edge_sdk")
 
 FIRST_OUTAGE_WAIT_S = 1.0
 LONGEST_OUTAGE_WAIT_S = 30.0
+
+_NOT_COUNTED = (RoundClosed, UpdateConflict, NotAssigned, NotFound)
+_USELESS = (MalformedPayload, NotFinite, TooLarge)
 
 _Answer = TypeVar("_Answer")
 
@@ -53,9 +87,10 @@ class RoundResult:
         round_number: From 1.
         k: Ranks trained.
         loss: Mean training loss over the local steps.
+        update_bytes: Body of the update.
         upload_bytes: Bodies sent in this round.
         download_bytes: Bodies received in this round.
-        dense_bytes: The part of each that is a classifier's head and does not follow k.
+        dense_bytes: The part of a slice that is a classifier's head and does not follow k.
         training_s: Wall time of the local steps.
         planned_bytes: Peak memory the plan predicted.
         peak_rss_bytes: Peak memory of this process so far.
@@ -65,6 +100,7 @@ class RoundResult:
     round_number: int
     k: int
     loss: float
+    update_bytes: int
     upload_bytes: int
     download_bytes: int
     dense_bytes: int
@@ -72,6 +108,14 @@ class RoundResult:
     planned_bytes: int
     peak_rss_bytes: int
     counted: bool
+
+
+class _GivenUp(Exception):
+    """What is left of a round takes longer than the round does."""
+
+    def __init__(self, message: str, left_s: float) -> None:
+        super().__init__(message)
+        self.left_s = left_s
 
 
 class RoundLoop:
@@ -89,7 +133,14 @@ class RoundLoop:
         state_folder: Where the identity is kept; None takes the platform's folder.
         allowance: What a round may take from this device. While it trains, this process is
             held to the memory of its plan.
+        gate: Keep the adapter in use in the state folder. A new version takes its place unless it
+            loses on examples that are held out from training; the server is told how it did.
+        personal: The same, and train an adapter of this device's own, which never leaves it and
+            is used unless it loses.
+        held_out_share: Of the examples, about how many the gate holds out; with 0 it tries nothing.
         outage_patience_s: How long to wait for an unreachable server before giving up.
+        on_phase: Called with what begins, ``waiting``, ``fetching``, ``training`` (also after each
+            step) or ``sending``, and the facts of :class:`edge_sdk.agent.status.Status` it changes.
     """
 
     def __init__(
@@ -103,7 +154,11 @@ class RoundLoop:
         name: str | None = None,
         state_folder: str | Path | None = None,
         allowance: Allowance | None = None,
+        gate: bool = False,
+        personal: bool = False,
+        held_out_share: float = HELD_OUT_SHARE,
         outage_patience_s: float = 600.0,
+        on_phase: Callable[..., None] | None = None,
     ) -> None:
         self._data = Path(data) if data is not None else None
         self._server = server
@@ -113,9 +168,16 @@ class RoundLoop:
         self._name = name or socket.gethostname()
         self._state = Path(state_folder) if state_folder else default_state_folder()
         self._allowance = allowance or Allowance()
+        self._is_adopting = gate or personal
+        self._is_personal = personal
+        self._held_out_share = held_out_share if self._is_adopting else 0.0
         self._outage_patience_s = outage_patience_s
+        self._on_phase = on_phase
         self._transport: Transport | None = None
         self._task: TaskSpec | None = None
+        self._journal: Journal | None = None
+        self._given_up_on = 0
+        self._ranks: list[Indices] = []
 
     def plan(self) -> Plan:
         """Decide what this device can afford now, for examples as long as the task allows.
@@ -132,9 +194,11 @@ class RoundLoop:
     def rounds(self) -> Iterator[RoundResult]:
         """Take part in rounds until the task is finished, yielding each one as it ends.
 
-        The caller may stop iterating at any time. A server that goes away is waited for; a
-        round that was missed is reported with ``counted=False``. Where memory runs out, the
-        same round is done again with a smaller sketch.
+        The caller may stop iterating at any time, and the power may go: what was done of a round
+        is kept in the state folder, and the next call goes on from there. A server that goes away
+        is waited for; a round that was missed is reported with ``counted=False``. Where memory
+        runs out, the same round is done again with a smaller sketch. A round that cannot be
+        finished in time is given up before its end.
 
         Raises:
             EdgeError: What cannot be mended by waiting; see :mod:`edge_sdk.errors`.
@@ -142,22 +206,56 @@ class RoundLoop:
         if self._data is None:
             raise ConfigError("taking part needs training data: name a JSONL file")
         task = self._fetch_task()
+        journal = self._opened_journal(task)
+        ready = journal.update()
+        if ready is not None:
+            log.info("round %d: sending the update that was ready", ready[0].round_number)
+            yield self._send(task, *ready, self._moved_bytes())
         part = self._take_part(task, self._data)
-        transport = self._connected()
+        adoption = self._adoption(part)
+        transport, seen = self._connected(), -1
         while True:
-            before = transport.uploaded_bytes, transport.downloaded_bytes
+            before = self._moved_bytes()
             reply = self._patiently(lambda: transport.check_in(task.name, part.check_in()))
-            if reply.state == "finished":
+            is_finished = reply.state == "finished"
+            if is_finished or (reply.assignment is None and reply.round_number != seen):
+                seen = reply.round_number
+                self._look(adoption)
+            if is_finished:
                 return
             if reply.assignment is None:
+                journal.drop()
+                self._begin("waiting")
                 time.sleep(reply.retry_after_s * random.uniform(0.8, 1.2))  # noqa: S311 - jitter
                 continue
-            try:
-                work, result = self._train(part, reply.assignment)
-            except RoundClosed:
-                log.warning("round %d closed before this device was done", reply.round_number)
-                continue
-            yield self._submit(part, work, result, before)
+            done = self._attempt(part, reply.assignment)
+            if done is not None:
+                yield self._submit(part, *done, before)
+                seen = reply.round_number
+                self._look(adoption)
+
+    def save_soon(self) -> None:
+        """Have what is done kept on disk after the step that is under way; from any thread."""
+        if self._journal is not None:
+            self._journal.ask()
+
+    def _adoption(self, part: Participation) -> Adoption | None:
+        """Return what becomes of new versions, if this device uses them."""
+        if not self._is_adopting:
+            return None
+        from edge_sdk.adoption import Adoption
+
+        def tell(report: EvaluationReport) -> None:
+            self._connected().report_evaluation(part.task.name, report)
+
+        return Adoption(part, self._source(), self._kept(part.task), tell, self._is_personal)
+
+    def _look(self, adoption: Adoption | None) -> None:
+        if adoption is not None:
+            adoption.look()
+
+    def _kept(self, task: TaskSpec) -> KeptAdapters:
+        return KeptAdapters(self._state, self._connected().server, task)
 
     def _take_part(self, task: TaskSpec, data: Path) -> Participation:
         """Read the examples, plan for them as they are, and load the base."""
@@ -165,7 +263,10 @@ class RoundLoop:
         from edge_sdk.participation import Participation
 
         planner = self._planner(task)
-        trainer = LocalTrainer(task, self._base_folder(task), data, planner.threads)
+        folder, share = self._base_folder(task), self._held_out_share
+        trainer = LocalTrainer(task, folder, data, planner.threads, share)
+        if share and not trainer.held_out:
+            log.warning("too few examples to hold some out: new versions are used untried")
         work = self._workload(task, trainer.longest, trainer.learned, len(trainer.examples))
         plan = planner.plan(work, task.policy.deadline_s)
         part = Participation(task, planner, trainer, work, plan)
@@ -178,6 +279,25 @@ class RoundLoop:
             else:
                 return part
 
+    def _attempt(
+        self, part: Participation, work: Assignment
+    ) -> tuple[Assignment, LocalResult] | None:
+        """Train an assignment; None if the round ends without this device."""
+        journal = self._opened_journal(part.task)
+        try:
+            return self._train(part, work)
+        except _GivenUp as error:  # what is done counts after all if the server prolongs the round
+            log.warning("%s", error)
+            self._given_up_on = work.round_number
+            time.sleep(error.left_s + random.uniform(0, 1))  # noqa: S311 - jitter
+        except RoundClosed:
+            log.warning("round %d closed before this device was done", work.round_number)
+            journal.drop()
+        except LossDiverged:
+            journal.drop()  # to go on from there would diverge again
+            raise
+        return None
+
     def _train(self, part: Participation, work: Assignment) -> tuple[Assignment, LocalResult]:
         """Train an assignment, or a smaller one of the same round if memory runs out.
 
@@ -186,14 +306,42 @@ class RoundLoop:
             NotFeasible: There is no smaller plan.
         """
         while True:
-            slices = self._fetch_slice(part.task, work)
-            log.info("round %d: training %d ranks", work.round_number, work.k)
             try:
-                return work, part.trainer.train(part.plan, work, slices)
+                return work, self._carry_out(part, work)
             except OutOfMemory as error:
                 part.step_down(error)
-            del slices
             work = self._smaller_work(part, work)
+
+    def _carry_out(self, part: Participation, work: Assignment) -> LocalResult:
+        """Train an assignment from where it was last kept, and keep it on the way."""
+        deadline, journal = Deadline(work.deadline_s), self._opened_journal(part.task)
+        part.trainer.prepare(part.plan)
+        targets = ",".join(part.plan.execution.trained_targets)
+        facts = digest(encode_message(part.task)), part.trainer.data_digest(), targets
+        journal.begin(work_id(work, *facts))
+        self._begin("fetching", round_number=work.round_number, k=work.k, step=0)
+        slices = self._slices(part.task, work, journal)
+        start = journal.progress()
+        already = f", {start.step} steps are done" if start is not None else ""
+        log.info("round %d: training %d ranks%s", work.round_number, work.k, already)
+        counts_late = part.task.policy.stragglers == "fold"
+
+        def keep(steps: Steps) -> None:
+            done, most = len(steps.losses), work.training.local_steps
+            self._begin("training", step=done, steps=most, loss=steps.losses[-1])
+            journal.offer(steps)
+            if counts_late or work.round_number == self._given_up_on:
+                return
+            left = work.training.local_steps - len(steps.losses)
+            if deadline.is_out_of_reach(steps.step_s, left):
+                journal.keep_progress(steps.progress())
+                raise _GivenUp(
+                    f"round {work.round_number} ends in {deadline.left_s():.0f} s, too early for "
+                    f"the {left} steps that are left: given up",
+                    deadline.left_s(),
+                )
+
+        return part.trainer.train(part.plan, work, slices, start=start, on_progress=keep)
 
     def _smaller_work(self, part: Participation, work: Assignment) -> Assignment:
         """Ask for a smaller sketch of the same round."""
@@ -220,31 +368,62 @@ class RoundLoop:
             length=length,
             learned=learned,
             wire_bytes=number_bytes(task.adapter.wire_dtype),
+            update_encoding=task.training.update_encoding,
         )
 
     def pull(self, folder: str | Path) -> int:
-        """Write the adapter the operator gives to this device as a PEFT folder; return its version.
+        """Write the adapter this device uses as a PEFT folder; return its version.
 
-        Nothing is written before its signature, its origin and every byte were checked.
+        That is the one the gate left in use, the personal one where there is one. A device that
+        keeps none gets the one the operator gives to it; nothing is written before its signature,
+        its origin and every byte were checked.
 
         Raises:
+            AdapterError: The gate found every version worse than the base model alone.
             UntrustedAdapter: It is not from this device's server, of another base model, or older
                 than one this device was given before.
         """
         task = self._fetch_task()
-        base = str(self._base_folder(task))
+        base, kept = str(self._base_folder(task)), self._kept(task)
+        if kept.is_there:
+            return self._write_in_use(Path(folder), task, kept, base)
         found = self._patiently(lambda: self._source().fetch(task))
         write_peft_folder(Path(folder), task, found.arrays, base, found.signed)
         return found.manifest.version
+
+    def _write_in_use(self, folder: Path, task: TaskSpec, kept: KeptAdapters, base: str) -> int:
+        found = kept.in_use()
+        if found is None:
+            raise AdapterError(
+                f"no version of {task.name!r} did as well as the base model alone on this "
+                "device's held-out examples: use the base model, or take part in more rounds"
+            )
+        write_peft_folder(folder, task, found[1], base, found[0].signed)
+        return found[0].version
 
     def _source(self) -> AdapterSource:
         identity = join(self._state, self._server, self._enrolment_token, self._name)
         return AdapterSource(self._connected(), self._state, identity.server, identity.device_id)
 
-    def _fetch_slice(self, task: TaskSpec, work: Assignment) -> Arrays:
-        transport = self._connected()
-        body = self._patiently(lambda: transport.slice_body(task, work.round_number, work.k))
-        return decode(body, adapter_shapes(task.adapter, work.k), task.adapter.wire_dtype)[0]
+    def _slices(self, task: TaskSpec, work: Assignment, journal: Journal) -> Arrays:
+        """Return what an assignment starts from: kept, or fetched and kept."""
+        transport, body = self._connected(), journal.slice_body()
+        if body is None:
+            body = self._patiently(lambda: transport.slice_body(task, work.round_number, work.k))
+            journal.keep_slice(work, body)
+        shapes = adapter_shapes(task.adapter, work.k)
+        slices, message = decode(body, shapes, task.adapter.wire_dtype)
+        if task.training.error_feedback:
+            self._ranks = read_ranks(message, task.adapter, work.k)
+        return slices
+
+    def _encode(self, task: TaskSpec, work: Assignment, update: Arrays, report: bytes) -> bytes:
+        if not task.training.error_feedback:
+            return encode_update(update, task, work.seed, report)
+        return self._feedback(task).encode(update, self._ranks, work.seed, report)
+
+    def _feedback(self, task: TaskSpec) -> ErrorFeedback:
+        return ErrorFeedback(self._state, self._connected().server, task)
 
     def _submit(
         self,
@@ -253,7 +432,7 @@ class RoundLoop:
         result: LocalResult,
         before: tuple[int, int],
     ) -> RoundResult:
-        transport, adapter = self._connected(), part.task.adapter
+        """Keep the update of a round, then send it."""
         peak_bytes = peak_rss_bytes()
         part.learn(work, result, peak_bytes)
         report = UpdateReport(
@@ -262,26 +441,68 @@ class RoundLoop:
             seconds=result.seconds,
             peak_rss_bytes=peak_bytes,
         )
-        update = encode(result.update, adapter.wire_dtype, encode_message(report))
-        counted = True
-        try:
-            self._patiently(lambda: transport.submit(part.task.name, work.round_number, update))
-        except RoundClosed:
-            log.warning("round %d closed before this device was done", work.round_number)
-            counted = False
-        save_link(self._state, transport.meter.link())
-        return RoundResult(
+        update = self._encode(part.task, work, result.update, encode_message(report))
+        facts = KeptUpdate(
             round_number=work.round_number,
             k=work.k,
             loss=result.loss,
-            upload_bytes=transport.uploaded_bytes - before[0],
-            download_bytes=transport.downloaded_bytes - before[1],
-            dense_bytes=dense_bytes(adapter),
             training_s=result.seconds,
             planned_bytes=part.plan.cost.peak_bytes,
             peak_rss_bytes=peak_bytes,
+        )
+        self._opened_journal(part.task).keep_update(facts, update)
+        return self._send(part.task, facts, update, before)
+
+    def _send(
+        self, task: TaskSpec, facts: KeptUpdate, update: bytes, before: tuple[int, int]
+    ) -> RoundResult:
+        """Send an update until the server has it; one it has already is counted once."""
+        transport, journal = self._connected(), self._opened_journal(task)
+        self._begin("sending", round_number=facts.round_number, k=facts.k)
+        counted = True
+        try:
+            self._patiently(lambda: transport.submit(task.name, facts.round_number, update))
+        except _NOT_COUNTED as error:
+            log.warning("the update of round %d is not counted: %s", facts.round_number, error)
+            counted = False
+        except _USELESS:
+            journal.clear()
+            raise
+        if counted and task.training.error_feedback:
+            self._feedback(task).confirm(digest(update))
+        journal.clear()
+        save_link(self._state, transport.meter.link())
+        moved = self._moved_bytes()
+        return RoundResult(
+            round_number=facts.round_number,
+            k=facts.k,
+            loss=facts.loss,
+            update_bytes=len(update),
+            upload_bytes=moved[0] - before[0],
+            download_bytes=moved[1] - before[1],
+            dense_bytes=dense_bytes(task.adapter),
+            training_s=facts.training_s,
+            planned_bytes=facts.planned_bytes,
+            peak_rss_bytes=facts.peak_rss_bytes,
             counted=counted,
         )
+
+    def _begin(self, phase: str, **facts: float) -> None:
+        if self._on_phase is not None:
+            up, down = self._moved_bytes()
+            self._on_phase(phase, uploaded_bytes=up, downloaded_bytes=down, **facts)
+
+    def _moved_bytes(self) -> tuple[int, int]:
+        """Return the bytes sent and received so far."""
+        transport = self._connected()
+        return transport.uploaded_bytes, transport.downloaded_bytes
+
+    def _opened_journal(self, task: TaskSpec) -> Journal:
+        if self._journal is None:
+            identity = join(self._state, self._server, self._enrolment_token, self._name)
+            place = (identity.server, identity.device_id, task.name)
+            self._journal = Journal(journal_folder(self._state, *place))
+        return self._journal
 
     def _connected(self) -> Transport:
         if self._transport is None:
@@ -295,6 +516,14 @@ class RoundLoop:
             name = self._task_name or _only(self._patiently(transport.tasks))
             self._task = self._patiently(lambda: transport.task(name))
         return self._task
+
+    def base_folder(self) -> Path:
+        """Return the folder of the base model on this device.
+
+        Raises:
+            WrongBaseModel: It is not the one the task pins.
+        """
+        return self._base_folder(self._fetch_task())
 
     def _base_folder(self, task: TaskSpec) -> Path:
         folder = find_model(self._model or task.base.model, task.base.revision)

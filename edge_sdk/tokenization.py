@@ -133,6 +133,19 @@ def chat_prompt(tokenizer: Any, prompt: str) -> str:
     return _render(tokenizer, [message], is_prompt=True)
 
 
+def prompt_ids(tokenizer: Any, prompt: str, *, chat: bool) -> list[int]:
+    """Return the tokens a model continues: those that stood before the answer in training.
+
+    Raises:
+        DataError: There are none, or the chat template refuses the prompt.
+    """
+    text = chat_prompt(tokenizer, prompt) if chat else prompt
+    ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    if not ids:
+        raise DataError("the prompt has no token to continue from")
+    return start_ids(tokenizer, is_chat=chat) + ids
+
+
 def _plain_chat_parts(tokenizer: Any, messages: Sequence[Mapping[str, str]]) -> list[Part]:
     parts = list[Part]()
     for message in messages:

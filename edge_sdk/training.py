@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from typing import Protocol
 
 import numpy as np
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from edge_sdk.errors import LossDiverged, OutOfMemory, TrainingError
 from edge_sdk.example import Example
 from edge_sdk.lora import check_slices
 from edge_sdk.memory_guard import is_out_of_memory
 from edge_sdk.optimizers import SGD, AdamW, Optimizer
+from edge_sdk.progress import Progress, Steps
+from edge_sdk.scores import Score
 from edge_sdk.sketch import sketched_scaling
 from edge_sdk.wire.messages import AdapterSpec, TrainingSpec
 from edge_sdk.wire.payload import Arrays
+
+log = logging.getLogger("edge_sdk")
 
 _DATA_ORDER = 1  # the ranks of the round are drawn from the same seed: never from the same stream
 
@@ -35,8 +42,34 @@ class Trainee(Protocol):
     def arrays(self) -> Arrays:
         """Return copies of all values, trained or not, under the names the wire uses."""
 
+    def pull(self, towards: Arrays, share: float) -> None:
+        """Move every trained value a share of the way to another; names are those of the wire."""
+
+    def scores(self, examples: Iterable[Example]) -> Iterator[Score]:
+        """Yield how well the model with these ranks predicts each example; no gradients."""
+
     def detach(self) -> None:
         """Leave the base as it was before."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pull:
+    """A proximal pull: after each step ``v <- v - min(1, local_lr * strength) * (v - w)``.
+
+    It is the step against ``strength / 2 * |v - w|^2``, taken beside the optimizer as AdamW takes
+    its decay: the optimizer's statistics see the loss alone. The share is capped at 1, where the
+    step lands on ``w``.
+
+    Attributes:
+        towards: ``w``, under the names and in the shapes of what is trained.
+        strength: Lambda; 0 pulls nothing.
+
+    Source:
+        Ditto: Li et al. 2021, arXiv:2012.04221, algorithm 1.
+    """
+
+    towards: Arrays
+    strength: float
 
 
 class TrainableBase(Protocol):
@@ -85,11 +118,37 @@ class LocalResult:
         return sum(self.step_s)
 
 
-@dataclass
 class _Steps:
-    losses: list[float] = field(default_factory=list)
-    step_s: list[float] = field(default_factory=list)
-    longest: int = 0
+    """The steps taken so far, and what they changed."""
+
+    def __init__(self, trainee: Trainee, optimizer: Optimizer) -> None:
+        self.losses: list[float] = []
+        self.step_s: list[float] = []
+        self.longest = 0
+        self._values = {f"value.{i}": x.detach() for i, x in enumerate(trainee.parameters())}
+        self._optimizer = optimizer
+
+    def progress(self) -> Progress:
+        """Return where the steps stand; the next one may change the arrays."""
+        arrays = {name: tensor.cpu().numpy() for name, tensor in self._tensors().items()}
+        return Progress(list(self.losses), list(self.step_s), self.longest, arrays)
+
+    def go_on_from(self, start: Progress) -> None:
+        """Take over what was done before and empty it, unless it is of other tensors."""
+        own = {name: tuple(tensor.shape) for name, tensor in self._tensors().items()}
+        if own != {name: array.shape for name, array in start.arrays.items()}:
+            log.warning("the %d steps done before are of other numbers: starting over", start.step)
+            return
+        for name, value in self._values.items():
+            value.copy_(torch.tensor(start.arrays.pop(name)))
+        state = {name: torch.tensor(start.arrays[name]) for name in self._optimizer.state()}
+        self._optimizer.restore(state, start.step)
+        start.arrays.clear()
+        self.losses, self.step_s = list(start.losses), list(start.step_s)
+        self.longest = start.longest
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {**self._values, **self._optimizer.state()}
 
 
 def train_round(
@@ -105,6 +164,9 @@ def train_round(
     micro_batch: int | None = None,
     recomputed_blocks: int = 0,
     trained_targets: Collection[str] | None = None,
+    pull: Pull | None = None,
+    start: Progress | None = None,
+    on_progress: Callable[[Steps], None] | None = None,
 ) -> LocalResult:
     """Train the k ranks of one sketch for the local steps of one round.
 
@@ -125,6 +187,9 @@ def train_round(
         recomputed_blocks: Blocks that keep their input alone and are computed again going back.
         trained_targets: Module name endings to train; the others keep the ranks they were
             given, and their update is zero. None trains all.
+        pull: Towards what the values are pulled after each step; None pulls nowhere.
+        start: Where training with these very arguments stood before; its arrays are emptied.
+        on_progress: Called after each step; may take what going on from there needs.
 
     Raises:
         WrongBaseModel: The base does not have the adapter's layers.
@@ -137,6 +202,8 @@ def train_round(
         raise TrainingError("there is no example to train on")
     base.verify_layers(adapter)
     check_slices(adapter, slices, k)
+    if pull is not None:
+        check_slices(adapter, pull.towards, k)
     scale = sketched_scaling(adapter.lora_alpha, adapter.r, k, adapter.use_rslora)
     failure = None
     try:
@@ -144,7 +211,9 @@ def train_round(
             adapter, slices, scale, trained_targets, examples, micro_batch, recomputed_blocks
         )
         try:
-            done = _local_steps(trainee, training, examples, seed, on_step)
+            done = _local_steps(
+                trainee, training, examples, seed, on_step, pull, start, on_progress
+            )
             update = _difference(trainee.arrays(), slices)
         finally:
             trainee.detach()
@@ -172,12 +241,18 @@ def _local_steps(
     examples: Sequence[Example],
     seed: int,
     on_step: Callable[[int, float], None] | None,
+    pull: Pull | None,
+    start: Progress | None,
+    on_progress: Callable[[Steps], None] | None,
 ) -> _Steps:
     optimizer = _optimizer(trainee, training)
-    order = _example_order(len(examples), seed)
     batch_size = min(training.batch_size, len(examples))
-    done = _Steps()
-    for step in range(1, training.local_steps + 1):
+    done = _Steps(trainee, optimizer)
+    if start is not None:
+        done.go_on_from(start)
+    taken = len(done.losses)
+    order = islice(_example_order(len(examples), seed), taken * batch_size, None)
+    for step in range(taken + 1, training.local_steps + 1):
         started = time.perf_counter()
         chosen = [examples[next(order)] for _ in range(batch_size)]
         done.longest = max(done.longest, *(len(example.tokens) for example in chosen))
@@ -185,8 +260,12 @@ def _local_steps(
         if not math.isfinite(loss):
             raise _diverged(f"the loss ({loss}) is", training, step)
         optimizer.step()
+        if pull is not None:
+            trainee.pull(pull.towards, min(1.0, training.local_lr * pull.strength))
         done.losses.append(loss)
         done.step_s.append(time.perf_counter() - started)
+        if on_progress is not None:
+            on_progress(done)
         if on_step is not None:
             on_step(step, loss)
     return done

@@ -43,6 +43,7 @@ from edge_sdk.wire.messages import (
     CheckInReply,
     Enrolment,
     EnrolRequest,
+    EvaluationReport,
     Problem,
     Receipt,
     RoundStatus,
@@ -120,6 +121,11 @@ class Transport:
         self.meter = LinkMeter()
         self._is_store_offered = False
 
+    @property
+    def server(self) -> str:
+        """Base address, without a slash at its end."""
+        return self._base
+
     def enrol(self, enrolment_token: str, name: str, key: DeviceKey) -> Enrolment:
         """Let the server know this device by its key; the same key again is the same device."""
         proof = key.sign(enrolment_statement(enrolment_token, key.public_key))
@@ -192,6 +198,12 @@ class Transport:
     def manifest(self, task: str, version: int) -> Signed:
         """Return what one version of an adapter is; not checked yet."""
         return self._json(Signed, "GET", f"/v1/tasks/{_part(task)}/adapters/{version}/manifest")
+
+    def report_evaluation(self, task: str, report: EvaluationReport) -> None:
+        """Tell how a version did on this device; a second report on it changes nothing."""
+        body, headers = encode_message(report), {"Content-Type": "application/json"}
+        path = f"/v1/tasks/{_part(task)}/evaluations"
+        self._exchange("POST", path, body, headers, MAX_JSON_BYTES)
 
     def key_successions(self) -> list[Signed]:
         """Return how the server's first key led to its newest; not checked yet."""

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 
-def write_whole(path: Path, content: bytes) -> None:
+def write_whole(path: Path, content: bytes | Sequence[bytes | memoryview]) -> None:
     """Replace a file in one step, durably and for its owner alone; its folder is made if need be.
+
+    Args:
+        path: Of the file.
+        content: All of it, at once or in parts.
 
     Raises:
         OSError: It cannot be written; the file is as it was.
@@ -18,9 +23,20 @@ def write_whole(path: Path, content: bytes) -> None:
     try:
         descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "wb") as stream:
-            stream.write(content)
+            stream.writelines([content] if isinstance(content, bytes) else content)
             stream.flush()
             os.fsync(stream.fileno())
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+    _make_rename_durable(path.parent)
+
+
+def _make_rename_durable(folder: Path) -> None:
+    if os.name != "posix":
+        return  # nothing else lets a folder be opened
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

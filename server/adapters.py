@@ -6,7 +6,7 @@ import threading
 
 from edge_sdk.sketch import Indices, draw_sketch
 from edge_sdk.wire import payload
-from edge_sdk.wire.messages import AdapterSpec, TaskSpec
+from edge_sdk.wire.messages import AdapterSpec, SliceRanks, TaskSpec, encode_message
 from edge_sdk.wire.payload import Arrays
 from server.aggregation import cut_slice
 from server.balanced import balanced_sketch, balanced_spread
@@ -74,7 +74,11 @@ class AdapterShelf:
         """Return the tensor body of one assignment, cut from its adapter version."""
         spec = task.spec.adapter
         indices = indices_of(task.seed, task.spec, assignment)
-        return payload.encode(cut_slice(self.read(spec, row), spec, indices), spec.wire_dtype)
+        message = b""
+        if task.spec.training.error_feedback:
+            message = encode_message(SliceRanks(ranks=[ranks.tolist() for ranks in indices]))
+        arrays = cut_slice(self.read(spec, row), spec, indices)
+        return payload.encode(arrays, spec.wire_dtype, message)
 
 
 def indices_of(task_seed: int, spec: TaskSpec, assignment: AssignmentRow) -> list[Indices]:

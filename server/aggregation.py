@@ -5,10 +5,9 @@ The rule is ``mean = sum_i w_i scatter(update_i) / sum_i w_i``, over all devices
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,14 +15,13 @@ from numpy.typing import NDArray
 from edge_sdk.errors import NotFinite
 from edge_sdk.sketch import Indices, take
 from edge_sdk.wire.messages import AdapterSpec, AggregationSpec
-from edge_sdk.wire.payload import Arrays, WireArrays, adapter_shapes
+from edge_sdk.wire.payload import Arrays
+from edge_sdk.wire.rank_rows import each_rank_rows, from_rank_rows, row_shapes
 
 _HEAD_STD = 0.02
 _MAX_STEP = 1e30
 _SMALLEST_PARTICIPATION = 0.1
 _SMALLEST_WEIGHT = 1e-100
-
-Number = TypeVar("Number", bound=np.generic)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,12 +29,13 @@ class WeightedUpdate:
     """What one device adds to a round.
 
     Attributes:
-        arrays: Its update at rank k, in the number format it travelled in.
+        arrays: Its update at rank k, in the number format it travelled in, or decoded from codes
+            when a tensor is asked for.
         indices: The ranks of each layer, from the server's own record.
         weight: Its share in the mean, before normalization.
     """
 
-    arrays: WireArrays
+    arrays: Mapping[str, NDArray[Any]]
     indices: Sequence[Indices]
     weight: float
 
@@ -96,27 +95,6 @@ def cut_slice(adapter: Arrays, spec: AdapterSpec, indices: Sequence[Indices]) ->
     return arrays
 
 
-def rank_rows(
-    arrays: Mapping[str, NDArray[Number]], spec: AdapterSpec
-) -> dict[str, NDArray[Number]]:
-    """View every tensor with one row per rank: A, B transposed, a dense parameter as one row.
-
-    Args:
-        arrays: Every tensor of ``adapter_shapes(spec, k)``, C-contiguous, for any k.
-        spec: Names of the layers.
-
-    Returns:
-        Views in the order of ``adapter_shapes``; ``(k, d_in)``, ``(k, d_out)`` or ``(1, size)``.
-    """
-    rows: dict[str, NDArray[Number]] = {}
-    for layer in spec.layers:
-        A, B = f"{layer.name}.lora_A", f"{layer.name}.lora_B"
-        rows[A], rows[B] = arrays[A], arrays[B].T
-    for dense in spec.dense:
-        rows[dense.name] = arrays[dense.name].reshape(1, -1)
-    return rows
-
-
 def update_weight(
     spec: AggregationSpec, *, examples: int, participation: float, staleness: int
 ) -> float:
@@ -164,20 +142,21 @@ class RunningSum:
     def __init__(self, spec: AdapterSpec) -> None:
         self._spec = spec
         self._rows = {
-            name: np.zeros((rows, width)) for name, (rows, width) in _row_shapes(spec).items()
+            name: np.zeros((rows, width))
+            for name, (rows, width) in row_shapes(spec, spec.r).items()
         }
         self._touched = {layer.name: np.zeros(spec.r, np.bool_) for layer in spec.layers}
         self.total_weight = 0.0
 
     def add(self, update: WeightedUpdate) -> None:
         """Scatter one update onto its ranks."""
-        rows = rank_rows(update.arrays, self._spec)
+        ranks_of: dict[str, list[int]] = {}
         for layer, ranks in zip(self._spec.layers, update.indices, strict=True):
             for name in (f"{layer.name}.lora_A", f"{layer.name}.lora_B"):
-                _add_rows(self._rows[name], rows[name], ranks.tolist(), update.weight)
+                ranks_of[name] = ranks.tolist()
             self._touched[layer.name][ranks] = True
-        for dense in self._spec.dense:
-            _add_rows(self._rows[dense.name], rows[dense.name], [0], update.weight)
+        for name, rows in each_rank_rows(update.arrays, self._spec):
+            _add_rows(self._rows[name], rows, ranks_of.get(name, [0]), update.weight)
         self.total_weight += update.weight
 
     def merge(self, other: RunningSum) -> None:
@@ -200,25 +179,7 @@ class RunningSum:
         for rows in sums.values():
             rows /= self.total_weight
         self.total_weight = 0.0
-        return MeanUpdate(arrays=_from_rows(sums, self._spec), touched=self._touched)
-
-
-def _row_shapes(spec: AdapterSpec) -> dict[str, tuple[int, int]]:
-    """Return the shape of every tensor of rank r as :func:`rank_rows` views it."""
-    shapes: dict[str, tuple[int, int]] = {}
-    for layer in spec.layers:
-        shapes[f"{layer.name}.lora_A"] = (spec.r, layer.d_in)
-        shapes[f"{layer.name}.lora_B"] = (spec.r, layer.d_out)
-    return shapes | {dense.name: (1, math.prod(dense.shape)) for dense in spec.dense}
-
-
-def _from_rows(
-    rows: Mapping[str, NDArray[np.float64]], spec: AdapterSpec
-) -> dict[str, NDArray[np.float64]]:
-    """View what :func:`rank_rows` returned as the tensors it came from."""
-    shapes = adapter_shapes(spec, spec.r)
-    bs = {f"{layer.name}.lora_B" for layer in spec.layers}
-    return {n: x.T if n in bs else x.reshape(shapes[n]) for n, x in rows.items()}
+        return MeanUpdate(arrays=from_rank_rows(sums, self._spec), touched=self._touched)
 
 
 def _add_rows(

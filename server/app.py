@@ -14,6 +14,7 @@ from server import (
     api,
     dashboard_api,
     entrance_api,
+    evaluation_api,
     openapi,
     operating,
     problems,
@@ -27,6 +28,7 @@ from server.collecting import Collecting
 from server.collector import Collector
 from server.coordinator import Clock, Coordinator
 from server.credentials import Credentials
+from server.evaluating import Evaluations
 from server.key_ring import KeyRing
 from server.overview import Overviews
 from server.rate_limits import RateLimit
@@ -85,16 +87,20 @@ def _wire(settings: Settings, clock: Clock, store: Store, blobs: Blobs) -> FastA
     app.state.registry = registry
     app.state.tensor_threads = TensorThreads()
     app.state.refusals = Refusals(clock)
-    app.state.overviews = Overviews(store, clock, app.state.refusals)
+    app.state.evaluations = Evaluations(store)
+    app.state.overviews = Overviews(
+        store, clock, app.state.refusals, settings.min_evaluating_devices
+    )
     app.include_router(entrance_api.router)
     app.include_router(api.router)
     app.include_router(staging_api.router)
     app.include_router(registry_api.router)
+    app.include_router(evaluation_api.router)
     app.include_router(dashboard_api.router)
     app.include_router(admin_api.router)
     problems.install(app)
     openapi.install(app)
-    operating.install(app, store, blobs, clock, settings.metrics_open)
+    operating.install(app, store, blobs, clock, settings)
     return app
 
 

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from edge_sdk.wire import payload
+from edge_sdk.wire.update_body import view_update
 from server.adapters import AdapterShelf, indices_of
 from server.aggregation import WeightedUpdate, update_weight
 from server.blobs import Blobs
@@ -132,9 +132,8 @@ class Closing:
         spec = task.spec
         for update, assignment in work:
             body = self._blobs.read(update.digest)
-            shapes = payload.adapter_shapes(spec.adapter, assignment.k)
             yield WeightedUpdate(
-                arrays=payload.view(body, shapes, spec.adapter.wire_dtype),
+                arrays=view_update(body, spec, assignment.k),
                 indices=indices_of(task.seed, spec, assignment),
                 weight=update_weight(
                     spec.aggregation,

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from prometheus_client.core import GaugeMetricFamily, Metric
 
 from edge_sdk.errors import EdgeError
+from server.evaluation_store import EvaluationRow
 from server.fleet_store import FleetCounts, TaskCounts
 from server.rank_age import RankAge
 from server.store import Store
@@ -28,6 +29,7 @@ class FleetMetrics:
     Args:
         store: Where rows are.
         clock: Seconds since 1970.
+        min_evaluating_devices: That must have reported on a version before it is shown.
         monotonic: Seconds since any moment, never set back.
     """
 
@@ -35,14 +37,17 @@ class FleetMetrics:
         self,
         store: Store,
         clock: Callable[[], float],
+        min_evaluating_devices: int,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
         self._clock = clock
+        self._min_evaluating_devices = min_evaluating_devices
         self._monotonic = monotonic
         self._ages = RankAge(store)
         self._lock = threading.Lock()
         self._counts: FleetCounts | None = None
+        self._evaluations: Mapping[str, EvaluationRow] = {}
         self._counted_at = float("-inf")
 
     def collect(self) -> Iterable[Metric]:
@@ -51,13 +56,14 @@ class FleetMetrics:
             if self._monotonic() - self._counted_at >= _FRESH_S:
                 self._counts = self._count()
                 self._counted_at = self._monotonic()
-            counts = self._counts
+            counts, evaluations = self._counts, self._evaluations
         yield _gauge("database_up", "1 if the database answers", float(counts is not None))
         if counts is not None:
             yield _gauge("tasks", "Tasks", len(counts.tasks))
             yield _gauge("devices", "Enrolled devices that were not revoked", counts.devices)
             closed = {name: task.rounds["closed"] for name, task in counts.tasks.items()}
             yield from _of_tasks(counts.tasks, self._ages.known(closed), self._clock())
+            yield from _of_evaluations(evaluations)
 
     def close(self) -> None:
         """Let go of the thread that works out ages."""
@@ -66,6 +72,7 @@ class FleetMetrics:
     def _count(self) -> FleetCounts | None:
         try:
             with self._store.read() as tx:
+                self._evaluations = tx.newest_evaluations(self._min_evaluating_devices)
                 return tx.fleet_counts()
         except EdgeError as error:
             log.warning("the fleet cannot be counted: %s", error)
@@ -95,6 +102,19 @@ def _of_tasks(
         if task.closed_at is not None:
             idle.add_metric([name], max(0.0, now - task.closed_at))
     return rounds, updates, uploads, downloads, versions, oldest, idle
+
+
+def _of_evaluations(evaluations: Mapping[str, EvaluationRow]) -> Iterable[GaugeMetricFamily]:
+    versions = _family("evaluated_version", "Newest version that enough devices reported on")
+    devices = _family("evaluating_devices", "Devices that reported on it")
+    accepted = _family("evaluation_accepted_ratio", "Share of them that use it")
+    change = _family("evaluation_loss_change", "Change of the mean loss on held-out examples by it")
+    for name, row in evaluations.items():
+        versions.add_metric([name], row.version)
+        devices.add_metric([name], row.devices)
+        accepted.add_metric([name], row.accepted / row.devices)
+        change.add_metric([name], (row.loss_after - row.loss_before) / row.examples)
+    return versions, devices, accepted, change
 
 
 def _family(name: str, text: str, *labels: str) -> GaugeMetricFamily:

@@ -20,6 +20,7 @@ from edge_sdk.wire.messages import (
     CheckInReply,
     Enrolment,
     EnrolRequest,
+    EvaluationReport,
     KeyChange,
     LayerSpec,
     Receipt,
@@ -31,6 +32,7 @@ from edge_sdk.wire.messages import (
     UploadPlace,
 )
 from server.admin_messages import AuditEntry, DeviceInfo
+from server.evaluating import Evaluation
 from server.overview_messages import (
     Coverage,
     Overview,
@@ -90,6 +92,7 @@ def _device_messages() -> list[object]:
         UpdateNotice(size_bytes=1_226_208, digest=_DIGEST),
         UploadPlace(url=_SIGNED_URL, expires_in_s=300.0),
         Receipt(task="news", round_number=3, digest=_DIGEST),
+        EvaluationReport(version=2, examples=24, loss_before=2.31, loss_after=2.25, accepted=True),
         AdapterInfo(
             version=2, round_number=2, digest=_DIGEST, size_bytes=9_809_664, created_at=_CLOSED_AT
         ),
@@ -170,7 +173,19 @@ def _overview() -> Overview:
 
 def _task_view(line: TaskLine) -> TaskView:
     version = VersionLine(
-        version=1, round_number=1, size_bytes=9_809_664, created_at=_CLOSED_AT, digest=_DIGEST
+        version=1,
+        round_number=1,
+        size_bytes=9_809_664,
+        created_at=_CLOSED_AT,
+        digest=_DIGEST,
+        evaluation=Evaluation(
+            devices=6,
+            accepted=5,
+            examples=144,
+            loss_before=2.44,
+            loss_after=2.31,
+            accuracy=None,
+        ),
     )
     return TaskView(
         line=line,

@@ -14,11 +14,12 @@ from server.health import Health
 from server.logs import log_exchange
 from server.metrics import Metrics
 from server.request_ids import RequestIds
+from server.settings import Settings
 from server.store import Store
 
 
 def install(
-    app: FastAPI, store: Store, blobs: Blobs, clock: Callable[[], float], is_open: bool
+    app: FastAPI, store: Store, blobs: Blobs, clock: Callable[[], float], settings: Settings
 ) -> None:
     """Make an application watched; after every other middleware, so that these are outermost.
 
@@ -27,13 +28,13 @@ def install(
         store: Where rows are.
         blobs: Where tensors are.
         clock: Seconds since 1970.
-        is_open: Whether anybody may read ``/metrics``.
+        settings: Say who may read ``/metrics``, and when evaluations are shown.
     """
-    fleet = FleetMetrics(store, clock)
+    fleet = FleetMetrics(store, clock, settings.min_evaluating_devices)
     app.state.health, app.state.fleet = Health(store, blobs), fleet
     app.state.metrics = Metrics(fleet)
     app.include_router(operator_api.probes)
-    app.include_router(operator_api.metrics_router(is_open))
+    app.include_router(operator_api.metrics_router(settings.metrics_open))
     app.add_middleware(Exchanges, observers=[log_exchange, app.state.metrics.count])
     app.add_middleware(RequestIds)
 

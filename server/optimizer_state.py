@@ -15,7 +15,7 @@ from edge_sdk.wire.messages import ServerOptimizer, TaskSpec
 from edge_sdk.wire.payload import adapter_shapes
 
 State = dict[str, NDArray[Any]]
-"""Named arrays with one row per rank, like :func:`server.aggregation.rank_rows`.
+"""Named arrays with one row per rank, like :func:`edge_sdk.wire.rank_rows.rank_rows`.
 
 For each tensor of the adapter, which has ``width`` numbers per rank:
 

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from edge_sdk.quantities import format_bytes
+from server.evaluating import Evaluation
 from server.registry_reports import VersionReport
 from server.registry_store import PointerRow
 from server.reports import DeviceReport, RoundReport, TaskReport
@@ -59,7 +60,8 @@ def versions(reports: Sequence[VersionReport], is_json: bool) -> None:
         line("", reports, is_json)
         return
     table = _table(
-        "version", "round", "from", "updates", "loss", "used by", "size", "made at (UTC)", "SHA-256"
+        *("version", "round", "from", "updates", "loss", "used by", "accepted", "change", "size"),
+        *("made at (UTC)", "SHA-256"),
     )
     for report in reports:
         made_at = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(report.created_at))
@@ -71,6 +73,7 @@ def versions(reports: Sequence[VersionReport], is_json: bool) -> None:
             report.updates,
             "" if report.mean_loss is None else f"{report.mean_loss:.4f}",
             _users(report),
+            *_evaluation_cells(report.evaluation),
             format_bytes(report.size_bytes),
             made_at,
             report.digest[:12],
@@ -106,6 +109,14 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     for row in rows:
         _add(made, *row)
     _show(made)
+
+
+def _evaluation_cells(found: Evaluation | None) -> tuple[str, str]:
+    """Return how many devices use a version of those that tried it, and what it changed there."""
+    if found is None:
+        return "", ""
+    change = found.loss_after - found.loss_before
+    return f"{found.accepted} of {found.devices}", f"{change:+.4f}"
 
 
 def _device_cells(device: DeviceReport) -> tuple[object, ...]:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from server.coverage import rank_ages, trained_ranks
+from server.evaluating import Evaluation, shown_evaluations
 from server.lookup import find_task
 from server.overview_messages import (
     Coverage,
@@ -54,10 +55,18 @@ class Overviews:
         store: Where rows are.
         clock: Seconds since 1970.
         refusals: Of this process.
+        min_evaluating_devices: That must have reported on a version before that is shown.
     """
 
-    def __init__(self, store: Store, clock: Callable[[], float], refusals: Refusals) -> None:
+    def __init__(
+        self,
+        store: Store,
+        clock: Callable[[], float],
+        refusals: Refusals,
+        min_evaluating_devices: int,
+    ) -> None:
         self._store = store
+        self._min_evaluating_devices = min_evaluating_devices
         self._clock = clock
         self._refusals = refusals
         self._lock = threading.Lock()
@@ -96,6 +105,8 @@ class Overviews:
         closed = [self._look_at(tx, x, full_rank_bytes) for x in rounds if x.state == "closed"]
         running = [x for x in rounds if x.state != "closed"]
         tip = tx.last_pointer(task.name)
+        evaluations = shown_evaluations(tx, task.name, self._min_evaluating_devices)
+        newest = reversed(versions[-MOST_VERSIONS:])
         return TaskView(
             line=_task_line(tx, task),
             r=spec.adapter.r,
@@ -109,7 +120,7 @@ class Overviews:
             running=_running(tx, task, running[-1], now) if running else None,
             rounds=[*closed, *(summarize_round(tx, x, full_rank_bytes) for x in running)],
             coverage=self._coverage(tx, task, closed) if closed else None,
-            versions=[_version_line(row) for row in reversed(versions[-MOST_VERSIONS:])],
+            versions=[_version_line(row, evaluations.get(row.version)) for row in newest],
             versions_total=len(versions),
             stable_version=tip.version if tip else None,
             canary_version=tip.canary_version if tip else None,
@@ -235,11 +246,12 @@ def _running(tx: Transaction, task: TaskRow, row: Round, now: float) -> RunningR
     )
 
 
-def _version_line(row: AdapterRow) -> VersionLine:
+def _version_line(row: AdapterRow, evaluation: Evaluation | None) -> VersionLine:
     return VersionLine(
         version=row.version,
         round_number=row.round_number,
         size_bytes=row.size_bytes,
         created_at=row.created_at,
         digest=row.digest,
+        evaluation=evaluation,
     )

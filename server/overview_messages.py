@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from edge_sdk.wire.messages import Combination, RoundState, Sketching, Stragglers, Weighting
+from server.evaluating import Evaluation
 
 TaskState = Literal["new", "open", "closing", "between", "finished"]
 LeftOutKind = Literal["quarantined", "late"]
@@ -185,13 +186,14 @@ class Coverage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VersionLine:
-    """One version of the adapter."""
+    """One version of the adapter, and how it did on devices if enough have reported."""
 
     version: int
     round_number: int
     size_bytes: int
     created_at: float
     digest: str
+    evaluation: Evaluation | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -56,6 +56,7 @@ _OWN: Mapping[tuple[str, str], Sequence[type[errors.EdgeError]]] = {
         errors.QuotaExceeded,
     ),
     ("put", f"{_ROUND}/staged"): _UPDATE,
+    ("post", f"{_TASK}/evaluations"): (errors.ProtocolMismatch, errors.ConfigError),
     ("get", f"{_TASK}/adapters/{{version}}"): (errors.RangeNotSatisfiable,),
     ("get", "/readyz"): (errors.ServerBusy,),
 }

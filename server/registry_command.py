@@ -74,8 +74,10 @@ class RegistryCommands:
         add(group, "rotate", "let a new key take over, signed by the old one", self._rotate)
 
     def _list(self, args: argparse.Namespace) -> None:
-        store, _ = open_state(self._settings(args))
-        output.versions(version_reports(store, args.task), args.json)
+        settings = self._settings(args)
+        store, _ = open_state(settings)
+        reports = version_reports(store, args.task, settings.min_evaluating_devices)
+        output.versions(reports, args.json)
 
     def _promote(self, args: argparse.Namespace) -> None:
         registry, who = self._registry(args), local_user()

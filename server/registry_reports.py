@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from server.evaluating import Evaluation, shown_evaluations
 from server.lookup import find_task
 from server.registry_store import PointerRow
 from server.store import AdapterRow, Store
@@ -26,6 +27,7 @@ class VersionReport:
         digest: SHA-256 of its tensor file.
         size_bytes: Of its tensor file.
         created_at: Seconds since 1970.
+        evaluation: How it did on devices; None while too few have reported.
     """
 
     version: int
@@ -40,10 +42,16 @@ class VersionReport:
     digest: str
     size_bytes: int
     created_at: float
+    evaluation: Evaluation | None
 
 
-def version_reports(store: Store, task: str) -> list[VersionReport]:
+def version_reports(store: Store, task: str, min_evaluating_devices: int) -> list[VersionReport]:
     """Return every adapter version of a task, oldest first.
+
+    Args:
+        store: Where rows are.
+        task: Name of the task.
+        min_evaluating_devices: That must have reported on a version before that is shown.
 
     Raises:
         NotFound: There is no such task.
@@ -52,6 +60,7 @@ def version_reports(store: Store, task: str) -> list[VersionReport]:
         find_task(tx, task)
         rows, tip = tx.adapters(task), tx.last_pointer(task)
         means, unsigned = tx.mean_losses(task), set(tx.unsigned_versions(task))
+        evaluations = shown_evaluations(tx, task, min_evaluating_devices)
     return [
         _report(
             row,
@@ -59,6 +68,7 @@ def version_reports(store: Store, task: str) -> list[VersionReport]:
             mean=means.get(row.round_number),
             is_latest=row is rows[-1],
             is_signed=row.version not in unsigned,
+            evaluation=evaluations.get(row.version),
         )
         for row in rows
     ]
@@ -71,6 +81,7 @@ def _report(
     mean: tuple[int, float] | None,
     is_latest: bool,
     is_signed: bool,
+    evaluation: Evaluation | None,
 ) -> VersionReport:
     is_canary = tip is not None and row.version == tip.canary_version
     is_stable = tip is not None and row.version == tip.version
@@ -88,4 +99,5 @@ def _report(
         digest=row.digest,
         size_bytes=row.size_bytes,
         created_at=row.created_at,
+        evaluation=evaluation,
     )

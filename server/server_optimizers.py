@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from edge_sdk.wire.messages import AggregationSpec, ServerOptimizer, TaskSpec
 from edge_sdk.wire.payload import Arrays
-from server.aggregation import MeanUpdate, rank_rows
+from edge_sdk.wire.rank_rows import rank_rows
+from server.aggregation import MeanUpdate
 from server.optimizer_state import KEPT, State, empty_state
 
 _LARGEST = float(np.finfo(np.float32).max)

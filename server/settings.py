@@ -51,6 +51,8 @@ class Settings:
         entrance_requests_per_min: The same of one address without an access token: to enrol and to
             renew one.
         device_upload_bytes_per_day: Bytes of updates one device may send in a day (UTC).
+        min_evaluating_devices: How many devices must have reported on an adapter version before
+            anything of it is shown.
         tls_certificate: PEM file of the certificate and its chain; empty serves without TLS.
         tls_key: PEM file of its private key.
         forwarded_allow_ips: Addresses and networks of proxies whose ``X-Forwarded-For`` and
@@ -78,6 +80,7 @@ class Settings:
     device_requests_per_min: int = 600
     entrance_requests_per_min: int = 600
     device_upload_bytes_per_day: int = 100 * 2**30
+    min_evaluating_devices: int = 3
     tls_certificate: str = ""
     tls_key: str = ""
     forwarded_allow_ips: tuple[str, ...] = ()
@@ -155,6 +158,7 @@ class Settings:
             "device_requests_per_min",
             "entrance_requests_per_min",
             "device_upload_bytes_per_day",
+            "min_evaluating_devices",
         ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)} must be at least 1")

@@ -10,6 +10,7 @@ from sqlalchemy import URL, Engine
 from server.engine import MIGRATING, WRITING, exclusive, make_engine, typed_errors
 from server.migrate import check_at_head, upgrade_to_head
 from server.sql_access import SqlAccess
+from server.sql_evaluations import SqlEvaluations
 from server.sql_fleet import SqlFleet
 from server.sql_references import SqlReferences
 from server.sql_registry import SqlRegistry
@@ -17,7 +18,7 @@ from server.sql_rounds import SqlRounds
 from server.store import Transaction
 
 
-class SqlTransaction(SqlRounds, SqlReferences, SqlRegistry, SqlAccess, SqlFleet):
+class SqlTransaction(SqlRounds, SqlReferences, SqlRegistry, SqlAccess, SqlFleet, SqlEvaluations):
     """One transaction on one connection; see :class:`server.store.Transaction`."""
 
 

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from edge_sdk.wire.messages import TaskSpec
 from server.access_store import AccessTransaction
+from server.evaluation_store import EvaluationTransaction
 from server.fleet_store import FleetTransaction
 from server.reference_store import ReferenceTransaction
 from server.registry_store import RegistryTransaction
@@ -220,6 +221,7 @@ class Transaction(
     RegistryTransaction,
     AccessTransaction,
     FleetTransaction,
+    EvaluationTransaction,
     Protocol,
 ):
     """Reads, and in a writing transaction changes, that happen all or not at all."""

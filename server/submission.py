@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from edge_sdk.errors import MalformedPayload, ServerBusy, UpdateConflict
 from edge_sdk.wire import payload
 from edge_sdk.wire.messages import Receipt, TaskSpec, UpdateReport, check_protocol, decode_message
+from edge_sdk.wire.update_body import decode_update, update_limit
 from server.aggregation import check_magnitude
 from server.blobs import Blobs, Upload
 from server.counting import Destination, find_destination
@@ -76,7 +77,7 @@ class Submission:
             row, assignment = _work(tx, place)
             if tx.accepted(task, number, device_id) is None:
                 _open_destination(tx, row, assignment, self._clock())
-        return payload.body_limit(row.spec.adapter, assignment.k)
+        return update_limit(row.spec, assignment.k)
 
     def find_receipt(self, device_id: str, task: str, number: int, digest: str) -> Receipt | None:
         """Return the receipt of an update that was accepted before.
@@ -203,9 +204,8 @@ def _check_body(
     place: _Place, spec: TaskSpec, k: int, body: bytes, digest: str, now: float
 ) -> UpdateRow:
     """Return the row of an update that is what was assigned, as if it came in time."""
-    shapes = payload.adapter_shapes(spec.adapter, k)
     try:
-        update, message = payload.decode(body, shapes, spec.adapter.wire_dtype)
+        update, message = decode_update(body, spec, k)
     except MalformedPayload as error:
         raise MalformedPayload(
             f"{error}; this device has k={k} in {place.text}: fetch the slice again if it trained "

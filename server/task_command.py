@@ -24,6 +24,7 @@ from edge_sdk.wire.messages import (
     TaskSpec,
     TaskType,
     TrainingSpec,
+    UpdateEncoding,
     Weighting,
     WireDtype,
 )
@@ -70,6 +71,12 @@ _PLAIN_FLAGS: Mapping[str, tuple[type, str, Any, str]] = {
     "--weight-decay": (TrainingSpec, "weight_decay", float, "on the device"),
     "--batch-size": (TrainingSpec, "batch_size", int, "examples per optimizer step"),
     "--max-length": (TrainingSpec, "max_length", int, "tokens per example"),
+    "--update-encoding": (
+        TrainingSpec,
+        "update_encoding",
+        get_args(UpdateEncoding),
+        "numbers of an update, wire: those of --wire-dtype",
+    ),
     "--wire-dtype": (AdapterSpec, "wire_dtype", get_args(WireDtype), "numbers on the wire"),
 }
 
@@ -89,6 +96,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--sketch-sizes", type=_sizes, help="such as 1,2,4,8 (default: powers of two, and r)"
     )
     parser.add_argument("--quorum", type=int, help="updates that close a round (default: cohort)")
+    parser.add_argument(
+        "--error-feedback",
+        action="store_true",
+        help="devices add what the encoding left out to their next update",
+    )
     parser.add_argument("--seed", type=int, help="of all randomness (default: random)")
     for flag, (holder, name, kind, text) in _PLAIN_FLAGS.items():
         _add_plain(parser, flag, _default(holder, name), kind, text)
@@ -115,7 +127,7 @@ def build_spec(args: argparse.Namespace) -> TaskSpec:
             dense=list(shape.dense),
             **_given(args, AdapterSpec),
         ),
-        training=TrainingSpec(**_given(args, TrainingSpec)),
+        training=TrainingSpec(error_feedback=args.error_feedback, **_given(args, TrainingSpec)),
         policy=RoundPolicy(
             quorum=args.cohort_size if args.quorum is None else args.quorum,
             sketch_sizes=args.sketch_sizes or default_sketch_sizes(args.rank),

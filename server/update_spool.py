@@ -16,7 +16,8 @@ from edge_sdk.errors import StorageError
 from edge_sdk.sketch import Indices
 from edge_sdk.wire.messages import AdapterSpec
 from edge_sdk.wire.payload import adapter_shapes
-from server.aggregation import WeightedUpdate, rank_rows
+from edge_sdk.wire.rank_rows import each_rank_rows
+from server.aggregation import WeightedUpdate
 
 _NUMBER_BYTES = 4
 _NUMBERS_AT_ONCE = 2**20
@@ -28,7 +29,7 @@ class RankPart:
 
     Attributes:
         tensor: Name of the tensor.
-        rank: Its row in :func:`server.aggregation.rank_rows`.
+        rank: Its row in :func:`edge_sdk.wire.rank_rows.rank_rows`.
         columns: Where in that row the numbers are.
         values: ``(devices, numbers)``, in the order in which the updates were added.
     """
@@ -87,7 +88,7 @@ class UpdateSpool:
         """
         offsets: list[int] = []
         try:
-            for rows in rank_rows(update.arrays, self._spec).values():
+            for _, rows in each_rank_rows(update.arrays, self._spec):
                 offsets.append(self._file.tell())
                 self._file.write(np.ascontiguousarray(rows, np.float32).data)
             self._file.flush()

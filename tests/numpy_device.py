@@ -18,7 +18,8 @@ from edge_sdk.wire.messages import (
     UpdateReport,
     encode_message,
 )
-from edge_sdk.wire.payload import Arrays, adapter_shapes, decode, encode
+from edge_sdk.wire.payload import Arrays, adapter_shapes, decode
+from edge_sdk.wire.update_body import encode_update
 from tests.processes import ServerProcess
 
 PATIENCE_S = 20.0
@@ -95,7 +96,7 @@ def made_up_update(task: TaskSpec, k: int, work: Assignment, slices: Arrays) -> 
 def _body_of(task: TaskSpec, k: int, update: Mapping[str, np.ndarray], **report: float) -> bytes:
     facts = {"examples": 10 * k, "loss": 1.0, "seconds": 0.1, "peak_rss_bytes": 1}
     message = encode_message(UpdateReport(**{**facts, **report}))
-    return encode(update, task.adapter.wire_dtype, message)
+    return encode_update(update, task, 0, message)
 
 
 def wait_for(condition: Callable[[], object], timeout_s: float = PATIENCE_S) -> None:

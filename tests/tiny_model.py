@@ -89,6 +89,12 @@ def write_jsonl(path: Path, records: list[dict[str, object]]) -> Path:
     return path
 
 
+def save_tokenizer(folder: Path) -> Path:
+    """Save the word tokenizer of the tiny models under ``folder``."""
+    _tokenizer().save_pretrained(folder)
+    return folder
+
+
 def _tokenizer():
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast

@@ -95,10 +95,14 @@ class LeanBase:
         longest = max(len(example.tokens) for example in examples)
         groups = input_groups(self.architecture.shape.num_layers)
         ranks = Ranks(adapter, slices, scale, trained_targets, groups)
-        if self.products == "int8" and self.exempt is None:
-            self.exempt = self._disagreeing(ranks, examples, longest)
+        products = self.products
+        if products == "int8" and self.exempt is None:
+            if ranks.parameters():
+                self.exempt = self._disagreeing(ranks, examples, longest)
+            else:
+                products = "wide"  # integers are tried going back as well, and nothing is trained
         capacity = None if micro_batch is None else tokens_at_once(micro_batch, longest)
-        return LeanTrainee(self.passes(longest), ranks, capacity, recomputed_blocks)
+        return LeanTrainee(self.passes(longest, products), ranks, capacity, recomputed_blocks)
 
     def _disagreeing(
         self, ranks: Ranks, examples: Sequence[Example], longest: int

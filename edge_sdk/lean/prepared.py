@@ -19,9 +19,9 @@ from edge_sdk.lean.tensor_file import (
     MappedFile,
     Part,
     TensorSpec,
-    one_writer,
     write_tensors,
 )
+from edge_sdk.one_writer import one_writer
 
 _FORMAT_VERSION = "1"
 _DIGEST_LETTERS = 32

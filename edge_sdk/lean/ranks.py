@@ -168,6 +168,16 @@ class Ranks:
                 found[f"{name}.lora_B"] = B.detach().numpy().T.copy()
         return found
 
+    @torch.no_grad()
+    def pull(self, towards: NamedArrays, share: float) -> None:
+        """Move every trained value a share of the way to another; names are those of the wire."""
+        for group in self.groups.values():
+            layers = zip(group.names, group.A_of, group.B_of, group.is_trained, strict=True)
+            for name, A, B, is_trained in layers:
+                if is_trained:
+                    A.lerp_(torch.from_numpy(towards[f"{name}.lora_A"]), share)
+                    B.lerp_(torch.from_numpy(towards[f"{name}.lora_B"]).T, share)
+
     def narrow(self, dtype: torch.dtype) -> None:
         """Bring all values into the format of the activations; before every pass."""
         for group in self.groups.values():

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
 import math
 import mmap
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -198,23 +196,6 @@ def write_tensors(
             f"{path} ({layout.size / 1e6:.0f} MB) cannot be written: {error}; free some space or "
             "choose another folder"
         ) from error
-
-
-@contextlib.contextmanager
-def one_writer(path: Path) -> Iterator[None]:
-    """Wait until no other process or thread writes ``path``; a killed one does not count.
-
-    Raises:
-        StorageError: The folder cannot be made or written.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = path.with_name(f"{path.name}.lock").open("wb")
-        fcntl.flock(lock, fcntl.LOCK_EX)
-    except OSError as error:
-        raise StorageError(f"nothing can be written to {path.parent}: {error}") from error
-    with lock:
-        yield
 
 
 def _refuse_full_disk(folder: Path, needed: int) -> None:

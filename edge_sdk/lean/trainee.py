@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from torch import nn
 
 from edge_sdk.example import Example
 from edge_sdk.lean.llama import Llama
-from edge_sdk.lean.packing import micro_batches
+from edge_sdk.lean.packing import micro_batches, pack
 from edge_sdk.lean.ranks import Ranks
+from edge_sdk.scores import Score
 from edge_sdk.wire.payload import Arrays
 
 
@@ -49,6 +50,16 @@ class LeanTrainee:
     def arrays(self) -> Arrays:
         """Return copies of all values, trained or not, under the names the wire uses."""
         return self._ranks.arrays()
+
+    def pull(self, towards: Arrays, share: float) -> None:
+        """Move every trained value a share of the way to another; names are those of the wire."""
+        self._ranks.pull(towards, share)
+
+    def scores(self, examples: Iterable[Example]) -> Iterator[Score]:
+        """Yield how well the model with these ranks predicts each example; no gradients."""
+        for example in examples:
+            batch = pack([example])
+            yield Score(self._llama.loss(batch, self._ranks) / len(batch.targets))
 
     def detach(self) -> None:
         """Nothing was put on the base, so there is nothing to take off."""

@@ -26,6 +26,15 @@ MAX_COUNT = 2**53
 MAX_WAIT_S = 86_400.0
 """Longest time after which a server may ask a waiting device to come back."""
 
+MAX_VERSION = 2**31 - 1
+"""Largest number of an adapter version that every database keeps in a plain integer."""
+
+MAX_EVALUATED = 10_000
+"""Most held-out examples one evaluation may speak of: what a device can weigh in a mean."""
+
+MAX_LOSS = 1e4
+"""Largest loss an evaluation may tell; a version beyond it, or without a finite loss, has it."""
+
 MAX_STEP_SIZE = 1e30
 """Largest step size that float32 arithmetic can take at all."""
 
@@ -37,6 +46,7 @@ PRESIGNED = "presigned"
 
 TaskType = Literal["CAUSAL_LM", "SEQ_CLS"]
 WireDtype = Literal["fp32", "bf16"]
+UpdateEncoding = Literal["wire", "float16", "int8", "int4"]
 Optimizer = Literal["adamw", "sgd"]
 Weighting = Literal["uniform", "examples", "inverse_probability"]
 Combination = Literal["mean", "trimmed_mean", "median"]
@@ -177,6 +187,10 @@ class TrainingSpec:
         weight_decay: Decoupled, of AdamW; L2 of SGD.
         batch_size: Examples per optimizer step.
         max_length: Tokens per example; longer ones are cut.
+        update_encoding: Numbers of an update on their way to the server: the adapter's
+            ``wire_dtype``, or 16, 8 or 4 bits each with a scale for every 64 of one rank.
+        error_feedback: Whether a device keeps what the encoding of an update left out, rank by
+            rank, and adds it to the next update of those ranks.
     """
 
     local_steps: int = 10
@@ -185,6 +199,8 @@ class TrainingSpec:
     weight_decay: float = 0.0
     batch_size: int = 8
     max_length: int = 256
+    update_encoding: UpdateEncoding = "wire"
+    error_feedback: bool = False
 
     def __post_init__(self) -> None:
         for name in ("local_steps", "batch_size", "max_length"):
@@ -194,6 +210,11 @@ class TrainingSpec:
             raise ConfigError(f"local_lr={self.local_lr} must be in 0..{MAX_STEP_SIZE}, above 0")
         if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
             raise ConfigError(f"weight_decay={self.weight_decay} must be 0 or more")
+        if self.error_feedback and self.update_encoding == "wire":
+            raise ConfigError(
+                "error_feedback needs an encoding that leaves something out: update_encoding is "
+                "'wire', take 'float16', 'int8' or 'int4'"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -483,6 +504,17 @@ class Assignment:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SliceRanks:
+    """Which ranks a slice holds; travels inside its tensor body if the task has error feedback.
+
+    Attributes:
+        ranks: For each layer of the task, in its order, the k ranks, sorted.
+    """
+
+    ranks: list[list[int]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CheckInReply:
     """Work, a request to come back later, or the end.
 
@@ -533,6 +565,40 @@ class UpdateReport:
             raise ConfigError(
                 f"loss={self.loss}, seconds={self.seconds}: must be finite, and no time negative"
             )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationReport:
+    """How an adapter version did on one device's held-out examples, and whether it is used.
+
+    Attributes:
+        version: That was evaluated.
+        examples: It was evaluated on.
+        loss_before: Mean loss without the version: with the one in use, or the base model alone.
+        loss_after: Mean loss with it.
+        accepted: Whether the device uses it since.
+        accuracy: Share of the examples it classifies rightly; for classifiers alone.
+    """
+
+    version: int
+    examples: int
+    loss_before: float
+    loss_after: float
+    accepted: bool
+    accuracy: float | None = None
+    protocol: int = PROTOCOL
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.version <= MAX_VERSION and 1 <= self.examples <= MAX_EVALUATED):
+            raise ConfigError(
+                f"version={self.version}, examples={self.examples}: must be in 0..{MAX_VERSION} "
+                f"and 1..{MAX_EVALUATED}"
+            )
+        for name in ("loss_before", "loss_after"):
+            if not 0 <= getattr(self, name) <= MAX_LOSS:
+                raise ConfigError(f"{name}={getattr(self, name)} must be in 0..{MAX_LOSS:.0f}")
+        if self.accuracy is not None and not 0 <= self.accuracy <= 1:
+            raise ConfigError(f"accuracy={self.accuracy} must be in 0..1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

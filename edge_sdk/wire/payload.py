@@ -2,7 +2,8 @@
 
 A body holds, for each adapted layer, ``<layer>.lora_A (k, d_in)`` and ``<layer>.lora_B
 (d_out, k)``, then the dense parameters under their own names. Numbers travel as fp32 or bf16
-and are float32 in memory. A JSON message may ride along in the file's metadata.
+and are float32 in memory. A JSON message may ride along in the file's metadata. Updates may
+travel in fewer bits, see :mod:`edge_sdk.wire.update_body`.
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ _METADATA_KEY = "edge_sdk"  # one key only: the order of several is not stable i
 _NUMBERS = {"fp32": np.dtype("<f4"), "bf16": np.dtype(ml_dtypes.bfloat16)}
 _FORMAT = {"fp32": "F32", "bf16": "BF16"}
 _HEADER_BYTES_PER_TENSOR = 256
-_HEADER_BYTES_FIXED = 64 * 1024
+_HEADER_BYTES_PER_RANK = 8  # a slice may say which ranks it holds
+HEADER_BYTES_FIXED = 64 * 1024
+"""Most bytes of a body's header beside what it says of its tensors: the message, mainly."""
 
 
 def adapter_shapes(adapter: AdapterSpec, k: int) -> Shapes:
@@ -68,7 +71,8 @@ def body_limit(adapter: AdapterSpec, k: int) -> int:
     item_bytes = number_bytes(adapter.wire_dtype)
     data = sum(math.prod(shape) for shape in shapes.values()) * item_bytes
     names = sum(len(name.encode()) for name in shapes)
-    return data + names + len(shapes) * _HEADER_BYTES_PER_TENSOR + _HEADER_BYTES_FIXED
+    ranks = len(adapter.layers) * k * _HEADER_BYTES_PER_RANK
+    return data + names + ranks + len(shapes) * _HEADER_BYTES_PER_TENSOR + HEADER_BYTES_FIXED
 
 
 def digest(body: bytes) -> str:
@@ -120,7 +124,12 @@ def encode(
     tensors = {
         name: np.ascontiguousarray(array, dtype=_NUMBERS[dtype]) for name, array in arrays.items()
     }
-    return safetensors.numpy.save(tensors, {_METADATA_KEY: message.decode()})
+    return write_tensors(tensors, message)
+
+
+def write_tensors(tensors: Mapping[str, NDArray[Any]], message: bytes) -> bytes:
+    """Write C-contiguous arrays of any number format, and one JSON message, as safetensors."""
+    return safetensors.numpy.save(dict(tensors), {_METADATA_KEY: message.decode()})
 
 
 def decode(body: bytes, expected: Shapes, dtype: WireDtype = "fp32") -> tuple[Arrays, bytes]:
@@ -138,30 +147,56 @@ def decode(body: bytes, expected: Shapes, dtype: WireDtype = "fp32") -> tuple[Ar
         MalformedPayload: Not safetensors, or other names, shapes or number formats.
         NotFinite: A tensor holds NaN or infinity.
     """
-    try:
-        tensors = dict(safetensors.deserialize(body))  # type: ignore[no-untyped-call]
-        message = _metadata(body)
-    except (safetensors.SafetensorError, ValueError) as error:
-        raise MalformedPayload(f"the body is not a safetensors file: {error}") from error
-    if tensors.keys() != expected.keys():
-        odd = sorted(tensors.keys() ^ expected.keys())
-        raise MalformedPayload(
-            f"the body has {len(tensors)} tensors, the task {len(expected)}; "
-            f"first difference: {odd[0]!r}"
-        )
+    tensors, message = read_tensors(body, dict.fromkeys(expected, _FORMAT[dtype]), expected)
     arrays: Arrays = {}
     for name, shape in expected.items():
-        tensor = tensors.pop(name)
-        if tuple(tensor["shape"]) != shape or tensor["dtype"] != _FORMAT[dtype]:
-            raise MalformedPayload(
-                f"tensor {name} is {tensor['dtype']} {tuple(tensor['shape'])}; "
-                f"the task says {_FORMAT[dtype]} {shape}"
-            )
-        numbers = np.frombuffer(tensor["data"], dtype=_NUMBERS[dtype])
+        numbers = np.frombuffer(tensors.pop(name), dtype=_NUMBERS[dtype])
         arrays[name] = numbers.astype(np.float32, copy=False).reshape(shape)
         if not np.isfinite(arrays[name]).all():
             raise NotFinite(f"tensor {name} holds NaN or infinity")
     return arrays, message
+
+
+def read_tensors(
+    body: bytes, formats: Mapping[str, str], shapes: Shapes
+) -> tuple[dict[str, bytes], bytes]:
+    """Read a body whose tensors must be exactly these, and leave their numbers as bytes.
+
+    Args:
+        body: Safetensors bytes; the caller has bounded their number.
+        formats: Name and number format, as safetensors calls it, of every tensor.
+        shapes: Their shapes.
+
+    Returns:
+        The bytes of each tensor, and the JSON message that rode along (empty if none).
+
+    Raises:
+        MalformedPayload: Not safetensors, or other names, shapes or number formats.
+    """
+    tensors, message = _parsed(body)
+    if tensors.keys() != shapes.keys():
+        odd = sorted(tensors.keys() ^ shapes.keys())
+        raise MalformedPayload(
+            f"the body has {len(tensors)} tensors, the task {len(shapes)}; "
+            f"first difference: {odd[0]!r}"
+        )
+    for name, shape in shapes.items():
+        tensor = tensors[name]
+        if tuple(tensor["shape"]) != shape or tensor["dtype"] != formats[name]:
+            raise MalformedPayload(
+                f"tensor {name} is {tensor['dtype']} {tuple(tensor['shape'])}; "
+                f"the task says {formats[name]} {shape}"
+            )
+    return {name: tensor["data"] for name, tensor in tensors.items()}, message
+
+
+def read_message(body: bytes) -> bytes:
+    """Return the JSON message that rides along in a body, empty if none.
+
+    Raises:
+        MalformedPayload: Not safetensors.
+    """
+    return _parsed(body)[1]
 
 
 def view(body: bytes, expected: Shapes, dtype: WireDtype = "fp32") -> WireArrays:
@@ -172,13 +207,26 @@ def view(body: bytes, expected: Shapes, dtype: WireDtype = "fp32") -> WireArrays
         expected: Name and shape of its tensors.
         dtype: Its number format, which is that of the arrays.
     """
+    starts = tensor_starts(body)
+    return {
+        name: np.frombuffer(body, _NUMBERS[dtype], math.prod(shape), starts[name]).reshape(shape)
+        for name, shape in expected.items()
+    }
+
+
+def tensor_starts(body: bytes) -> dict[str, int]:
+    """Return where in a body that was accepted before the numbers of each tensor begin."""
     header, data = _header(body)
-    arrays: WireArrays = {}
-    for name, shape in expected.items():
-        start = data + header[name]["data_offsets"][0]
-        numbers = np.frombuffer(body, _NUMBERS[dtype], math.prod(shape), start)
-        arrays[name] = numbers.reshape(shape)
-    return arrays
+    header.pop("__metadata__", None)
+    return {name: data + int(tensor["data_offsets"][0]) for name, tensor in header.items()}
+
+
+def _parsed(body: bytes) -> tuple[dict[str, Any], bytes]:
+    try:
+        tensors = dict(safetensors.deserialize(body))  # type: ignore[no-untyped-call]
+        return tensors, _metadata(body)
+    except (safetensors.SafetensorError, ValueError) as error:
+        raise MalformedPayload(f"the body is not a safetensors file: {error}") from error
 
 
 def _metadata(body: bytes) -> bytes:

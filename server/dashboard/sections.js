@@ -129,6 +129,8 @@ export function versions(task) {
     numbers("version", (x) => x.version),
     numbers("made by round", (x) => x.round_number || "–"),
     words("used by", (x) => usedBy(x.version, task)),
+    words("accepted by", (x) => acceptedBy(x.evaluation)),
+    words("loss where tried", (x) => lossWhereTried(x.evaluation)),
     words("made", (x) => moment(x.created_at)),
     numbers("size", (x) => bytes(x.size_bytes)),
     words("SHA-256", (x) => `${x.digest.slice(0, 12)}…`),
@@ -182,6 +184,16 @@ function usedBy(version, task) {
   }
   if (version !== task.stable_version) return "–";
   return task.canary_version === null ? "all devices" : "the other devices";
+}
+
+function acceptedBy(found) {
+  if (!found) return "–";
+  const share = percent(found.accepted, found.devices);
+  return `${share} of ${count(found.devices, "device")}`;
+}
+
+function lossWhereTried(found) {
+  return found ? `${loss(found.loss_before)} → ${loss(found.loss_after)}` : "–";
 }
 
 function memoryRange(x) {

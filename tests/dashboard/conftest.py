@@ -9,7 +9,9 @@ from dataclasses import dataclass
 
 import pytest
 
+from edge_sdk.wire.messages import EvaluationReport
 from server import access_tables
+from server.evaluating import Evaluations
 from server.settings import Settings
 from tests.contract.live import live_server
 from tests.dashboard.access import admin_token
@@ -69,6 +71,8 @@ def board(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Board]:
         if number == 2:
             quarantine(site, "words", number, "d1", f"too far from the others {HOSTILE}")
         site.advance()
+    evaluate(site, 2, "d0 d1 d2 d3", refusing="d3")
+    evaluate(site, 3, "d0 d1", refusing="")
     site.clock.now = time.time()
     site.coordinator.check_in("d1", "words", ready(2))
     with live_server(Settings(state=site.settings.state, tick_s=3600.0)) as url:
@@ -80,6 +84,19 @@ def rename(site: Site, device_id: str, name: str) -> None:
     table = access_tables.devices
     with site.store.write() as tx:
         tx._connection.execute(table.update().where(table.c.id == device_id).values(name=name))
+
+
+def evaluate(site: Site, version: int, devices: str, refusing: str) -> None:
+    """Let devices tell how a version did; nothing is shown before three have."""
+    for name in devices.split():
+        report = EvaluationReport(
+            version=version,
+            examples=10,
+            loss_before=2.5,
+            loss_after=2.25,
+            accepted=name != refusing,
+        )
+        Evaluations(site.store).record(name, "words", report)
 
 
 def quarantine(site: Site, task: str, number: int, device_id: str, reason: str) -> None:

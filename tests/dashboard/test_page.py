@@ -80,6 +80,15 @@ def test_every_chart_has_a_name_and_its_numbers_in_a_table(page):
         assert [number for number in numbers if number not in words] == []
 
 
+def test_a_version_shows_how_it_did_on_devices_once_enough_have_tried_it(page):
+    rows = "[...document.querySelectorAll('#versions tbody tr')].map(x => x.innerText)"
+    newest, second, *_ = page.evaluate(rows)
+    assert "75 % of 4 devices" in second
+    assert "2.500 → 2.250" in second
+    assert "devices\t" not in newest.replace("all devices", "")
+    assert "2.250" not in newest
+
+
 def test_every_mark_of_a_chart_says_its_numbers(page):
     titles = page.evaluate("[...document.querySelectorAll('.chart title')].map(x => x.textContent)")
     assert "Round 3: mean 1.333, from 1.333 to 1.333" in titles

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from edge_sdk.allowance import Allowance
 from edge_sdk.errors import ConfigError, ModelError
-from edge_sdk.local_plan import Allowance
 from edge_sdk.model_folder import read_config, read_model_shape, tensor_shapes
 from edge_sdk.model_shape import FAMILIES, read_shape, shape_from_tensors
 from edge_sdk.round_loop import RoundLoop

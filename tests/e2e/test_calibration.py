@@ -10,8 +10,8 @@ import msgspec
 import pytest
 
 from edge_sdk import microbenchmark
+from edge_sdk.allowance import Allowance
 from edge_sdk.device import probe
-from edge_sdk.local_plan import Allowance
 from edge_sdk.rates import assumed_rates
 from edge_sdk.round_loop import RoundLoop
 from tests.processes import ServerProcess, start_device

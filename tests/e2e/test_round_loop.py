@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from edge_sdk.allowance import Allowance
 from edge_sdk.base_model import load_base
 from edge_sdk.cli import main
 from edge_sdk.data import load_examples
@@ -22,7 +23,7 @@ from edge_sdk.errors import (
 )
 from edge_sdk.evaluation import completion_loss
 from edge_sdk.generation import generate, load_with_adapter
-from edge_sdk.local_plan import Allowance, LocalPlanner
+from edge_sdk.local_plan import LocalPlanner
 from edge_sdk.memory import adapter_parameters
 from edge_sdk.model_folder import read_config, weights_digest
 from edge_sdk.model_shape import read_shape

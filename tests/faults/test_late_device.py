@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import edge_sdk.local_trainer
-from edge_sdk.local_plan import Allowance
+from edge_sdk.allowance import Allowance
 from edge_sdk.round_loop import RoundLoop
 from tests.numpy_device import NumpyDevice, enrol_one
 from tests.processes import ServerProcess

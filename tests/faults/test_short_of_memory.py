@@ -14,8 +14,8 @@ import torch
 
 import edge_sdk.local_trainer
 import edge_sdk.trainable_base
+from edge_sdk.allowance import Allowance
 from edge_sdk.errors import OutOfMemory
-from edge_sdk.local_plan import Allowance
 from edge_sdk.memory_guard import MemoryGuard
 from edge_sdk.round_loop import RoundLoop
 from tests.faults.conftest import LAST_STEP, R, ThirstyTask

@@ -16,8 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from edge_sdk.base_model import load_tokenizer
 from edge_sdk.data import IGNORED, Example, collate, load_examples
 from edge_sdk.errors import DataError
-from edge_sdk.generation import prompt_ids
-from edge_sdk.tokenization import Part, Tokens, fit, tokenize
+from edge_sdk.tokenization import Part, Tokens, fit, prompt_ids, tokenize
 from tests.sdk.parts import causal_spec, classifier_spec
 from tests.tiny_model import write_jsonl
 

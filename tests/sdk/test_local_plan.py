@@ -10,10 +10,11 @@ import msgspec
 import pytest
 
 from edge_sdk import microbenchmark
+from edge_sdk.allowance import QUANTIZATIONS, Allowance
 from edge_sdk.cost import cost_of
 from edge_sdk.device import probe
 from edge_sdk.errors import ConfigError
-from edge_sdk.local_plan import QUANTIZATIONS, Allowance, LocalPlanner
+from edge_sdk.local_plan import LocalPlanner
 from edge_sdk.whole_file import write_whole
 from tests.sdk.workloads import RATES, llama_shape, workload
 

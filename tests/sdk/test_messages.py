@@ -40,6 +40,8 @@ TRAINING = wire.TrainingSpec(
     weight_decay=0.01,
     batch_size=4,
     max_length=128,
+    update_encoding="int8",
+    error_feedback=True,
 )
 POLICY = wire.RoundPolicy(
     rounds=8,
@@ -111,6 +113,9 @@ MESSAGES = [
         public_key="ef" * 32,
         signature="12" * 64,
         new_signature="34" * 64,
+    ),
+    wire.EvaluationReport(
+        version=3, examples=24, loss_before=1.5, loss_after=1.25, accepted=True, accuracy=0.75
     ),
 ]
 TASK = MESSAGES[0]
@@ -271,6 +276,14 @@ BAD_VALUES = [
     (MESSAGES[5], {"seconds": INF}, "seconds=inf"),
     (MESSAGES[6], {"size_bytes": 0}, "size_bytes=0"),
     (MESSAGES[6], {"digest": "../" * 21 + "x"}, "64 hex digits"),
+    (MESSAGES[-1], {"version": -1}, "version=-1"),
+    (MESSAGES[-1], {"version": 2**31}, "version=2147483648"),
+    (MESSAGES[-1], {"examples": 0}, "examples=0"),
+    (MESSAGES[-1], {"examples": wire.MAX_EVALUATED + 1}, "examples=10001"),
+    (MESSAGES[-1], {"loss_before": NAN}, "loss_before=nan"),
+    (MESSAGES[-1], {"loss_after": -0.1}, "loss_after=-0.1"),
+    (MESSAGES[-1], {"loss_after": 10001.0}, "loss_after=10001.0"),
+    (MESSAGES[-1], {"accuracy": 1.5}, "accuracy=1.5"),
 ]
 
 
@@ -303,6 +316,7 @@ def test_every_value_of_a_choice_is_checked():
         (wire.AggregationSpec, AGGREGATION, "combination"),
         (wire.AggregationSpec, AGGREGATION, "server_optimizer"),
         (wire.AdapterSpec, ADAPTER, "wire_dtype"),
+        (wire.TrainingSpec, TRAINING, "update_encoding"),
         (wire.BaseModel, BASE, "task_type"),
     ):
         content = {**json.loads(encode_message(message)), field: "other"}

@@ -60,7 +60,8 @@ def test_benchmark_measures_rates_a_plan_can_count_with(measured):
 
 
 def test_what_was_measured_is_remembered_and_not_measured_again(measured, report, monkeypatch):
-    from edge_sdk.local_plan import Allowance, LocalPlanner
+    from edge_sdk.allowance import Allowance
+    from edge_sdk.local_plan import LocalPlanner
 
     rates, cache = measured
     monkeypatch.setattr(microbenchmark.platformdirs, "user_cache_path", lambda name: cache / name)
@@ -138,7 +139,8 @@ def test_benchmark_that_hangs_is_ended(cache, report, tmp_path, monkeypatch):
 
 
 def test_device_without_torch_still_plans(cache, tmp_path, monkeypatch, caplog):
-    from edge_sdk.local_plan import Allowance, LocalPlanner
+    from edge_sdk.allowance import Allowance
+    from edge_sdk.local_plan import LocalPlanner
 
     install(monkeypatch, tmp_path, "raise ImportError('torch is not installed')")
     planner = LocalPlanner(Allowance(threads=1), tmp_path / "state", "model")

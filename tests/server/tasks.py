@@ -22,6 +22,7 @@ from edge_sdk.wire.messages import (
     UpdateReport,
     encode_message,
 )
+from edge_sdk.wire.update_body import encode_update
 from server.access_store import DeviceRow
 from server.auth import Gate
 from server.blobs import BlobFolder, Blobs
@@ -46,7 +47,16 @@ class TurnedClock:
         return self.now
 
 
-def tiny_spec(name: str = "tiny", *, r: int = 8, dense: bool = True, wire_dtype="fp32", **policy):
+def tiny_spec(
+    name: str = "tiny",
+    *,
+    r: int = 8,
+    dense: bool = True,
+    wire_dtype="fp32",
+    update_encoding="wire",
+    error_feedback=False,
+    **policy,
+):
     """Two layers of different shape and, if asked for, a small classifier head."""
     rules = {"rounds": 3, "cohort_size": 3, "quorum": 3, "sketch_sizes": [1, 2, 4, 8]} | policy
     ways = {x: rules.pop(x) for x in AggregationSpec.__dataclass_fields__ if x in rules}
@@ -65,7 +75,9 @@ def tiny_spec(name: str = "tiny", *, r: int = 8, dense: bool = True, wire_dtype=
             dense=head if dense else [],
             wire_dtype=wire_dtype,
         ),
-        training=TrainingSpec(local_steps=2),
+        training=TrainingSpec(
+            local_steps=2, update_encoding=update_encoding, error_feedback=error_feedback
+        ),
         policy=RoundPolicy(**rules),
         aggregation=AggregationSpec(**ways),
     )
@@ -84,7 +96,7 @@ def update_body(
     """The bytes a device would send; ``scale`` is about the root mean square of its numbers."""
     report = UpdateReport(examples=examples, loss=loss, seconds=0.25, peak_rss_bytes=1 << 20)
     arrays = random_arrays(spec.adapter, k, seed, scale)
-    return payload.encode(arrays, spec.adapter.wire_dtype, encode_message(report))
+    return encode_update(arrays, spec, seed, encode_message(report))
 
 
 def ready(affordable_k: int = 8) -> CheckIn:

@@ -9,13 +9,13 @@ from edge_sdk.errors import NotFinite
 from edge_sdk.sketch import draw_sketch, scatter_add
 from edge_sdk.wire.messages import AdapterSpec, AggregationSpec, LayerSpec
 from edge_sdk.wire.payload import adapter_shapes, encode, view
+from edge_sdk.wire.rank_rows import rank_rows
 from server.aggregation import (
     RunningSum,
     WeightedUpdate,
     check_magnitude,
     cut_slice,
     initial_adapter,
-    rank_rows,
     update_weight,
 )
 from tests.server.tasks import random_arrays

@@ -93,7 +93,7 @@ def test_every_flag_reaches_the_task(run, model):
         "--sketching", "balanced", "--stragglers", "fold", "--max-staleness", 3,
         "--combination", "mean", "--trim", 0.2, "--server-optimizer", "adam", "--momentum", 0.5,
         "--second-momentum", 0.6, "--epsilon", 0.01, "--staleness-exponent", 1,
-        "--max-norm", 4, "--max-norm-ratio", 8,
+        "--max-norm", 4, "--max-norm-ratio", 8, "--update-encoding", "int4", "--error-feedback",
     )  # fmt: skip
     assert seed == 42
     assert (spec.base.model, spec.base.revision) == ("owner/tiny", "abc")
@@ -132,6 +132,8 @@ def test_every_flag_reaches_the_task(run, model):
         weight_decay=0.25,
         batch_size=4,
         max_length=32,
+        update_encoding="int4",
+        error_feedback=True,
     )
 
 

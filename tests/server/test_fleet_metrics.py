@@ -23,7 +23,7 @@ def ticks():
 
 @pytest.fixture
 def fleet(site, ticks):
-    found = FleetMetrics(site.store, site.clock, ticks)
+    found = FleetMetrics(site.store, site.clock, 3, ticks)
     yield found
     found.close()
 

@@ -16,7 +16,7 @@ from tests.server.tasks import ready, tiny_spec
 def overviews(site):
     for i in range(12):
         site.add_device(f"d{i:02}")
-    return Overviews(site.store, site.clock, Refusals(site.clock))
+    return Overviews(site.store, site.clock, Refusals(site.clock), 3)
 
 
 def close_rounds(site, spec, count, affordable_k=8):
@@ -166,7 +166,7 @@ def test_many_ranks_share_columns_by_their_mean(site, overviews, monkeypatch):
     close_rounds(site, spec, 1, affordable_k=2)
     narrow = overviews.build().task.coverage
     monkeypatch.setattr(overview, "MOST_COLUMNS", 3)
-    wide = Overviews(site.store, site.clock, Refusals(site.clock)).build().task.coverage
+    wide = Overviews(site.store, site.clock, Refusals(site.clock), 3).build().task.coverage
     assert (narrow.group, wide.group, len(wide.ages)) == (1, 3, 3)
     pieces = [narrow.updates[0][0:3], narrow.updates[0][3:6], narrow.updates[0][6:8]]
     np.testing.assert_allclose(wide.updates[0], [np.mean(x) for x in pieces], atol=1e-3)

@@ -183,7 +183,7 @@ def test_the_report_tells_lineage_losses_and_users(trained, site, spec):
     trained.registry.start_canary("tiny", 2, 0.25, "ada")
     trained.close_round(spec, 4, loss=0.75)
     trained.registry.catch_up("tiny")
-    reports = version_reports(site.store, "tiny")
+    reports = version_reports(site.store, "tiny", 3)
     assert [report.channels for report in reports] == [[], ["stable"], ["canary"], [], ["latest"]]
     assert [report.canary_share for report in reports] == [0, 0, 0.25, 0, 0]
     assert [report.parent_version for report in reports] == [None, 0, 1, 2, 3]
@@ -198,11 +198,11 @@ def test_a_quarantined_update_is_no_part_of_the_reported_mean(signer, spec, site
     with site.store.write() as tx:
         odd = tx.updates("tiny", 1)[0]
         tx.quarantine(odd, "too large")
-    assert version_reports(site.store, "tiny")[1].updates == 1
+    assert version_reports(site.store, "tiny", 3)[1].updates == 1
 
 
 def test_the_report_of_a_channel_that_follows_says_so(trained, site):
-    *_, last = version_reports(site.store, "tiny")
+    *_, last = version_reports(site.store, "tiny", 3)
     assert (last.channels, last.follows_latest) == (["latest", "stable"], True)
 
 

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_sdk.wire.payload import adapter_shapes
-from server.aggregation import MeanUpdate, cut_slice, rank_rows
+from edge_sdk.wire.rank_rows import rank_rows
+from server.aggregation import MeanUpdate, cut_slice
 from server.combining import combine
 from server.optimizer_state import KEPT, decode_state, empty_state, encode_state
 from server.server_optimizers import step

@@ -1,0 +1,229 @@
+"""An ONNX graph under construction: nodes, inputs, outputs, and weights as they are written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+
+from edge_sdk.inference.blocks import BLOCK, Bits, block_shapes, round_to_blocks
+from edge_sdk.inference.weight_file import WeightFile
+from edge_sdk.inference.weights import Weights
+
+CONTRIB = "com.microsoft"
+"""Domain of ONNX Runtime's own operators."""
+
+FLOAT, BFLOAT16 = onnx.TensorProto.FLOAT, onnx.TensorProto.BFLOAT16
+INT32, INT64 = onnx.TensorProto.INT32, onnx.TensorProto.INT64
+
+_OPSET, _IR_VERSION = 20, 10
+_PART_NUMBERS = 1 << 22
+
+
+class Graph:
+    """One graph and the file of its weights.
+
+    Args:
+        weights: Of the model.
+        file: Where weights are written to as they are added.
+        bits: Of the frozen matrices; None keeps them in fp32.
+    """
+
+    def __init__(self, weights: Weights, file: WeightFile, bits: Bits | None) -> None:
+        self.weights = weights
+        self.bits = bits
+        self._file = file
+        self._nodes: list[onnx.NodeProto] = []
+        self._inputs: list[onnx.ValueInfoProto] = []
+        self._outputs: list[onnx.ValueInfoProto] = []
+        self._initializers: list[onnx.TensorProto] = []
+
+    def add_input(self, name: str, kind: int, shape: Sequence[int | str]) -> str:
+        """Add what a caller gives on every run."""
+        self._inputs.append(helper.make_tensor_value_info(name, kind, shape))
+        return name
+
+    def add_slot(self, name: str, shape: Sequence[int | str]) -> str:
+        """Add what an adapter may give; without one, the sizes that are text are 0."""
+        self.add_input(name, FLOAT, shape)
+        empty = np.zeros([size if isinstance(size, int) else 0 for size in shape], np.float32)
+        self._initializers.append(numpy_helper.from_array(empty, name))
+        return name
+
+    def add_output(self, name: str, shape: Sequence[int | str]) -> str:
+        """Declare a value that a caller gets."""
+        self._outputs.append(helper.make_tensor_value_info(name, FLOAT, shape))
+        return name
+
+    def add_constant(self, name: str, values: NDArray[Any]) -> str:
+        """Add a few numbers, kept in the graph itself."""
+        self._initializers.append(numpy_helper.from_array(np.asarray(values, order="C"), name))
+        return name
+
+    def add_node(
+        self,
+        operator: str,
+        inputs: Sequence[str],
+        output: str | Sequence[str],
+        *,
+        domain: str = "",
+        **attributes: Any,
+    ) -> str:
+        """Add a node; return its first output."""
+        outputs = [output] if isinstance(output, str) else list(output)
+        self._nodes.append(
+            helper.make_node(operator, inputs, outputs, outputs[0], domain=domain, **attributes)
+        )
+        return outputs[0]
+
+    def add_vector(self, name: str, size: int) -> str:
+        """Add a norm weight or bias of the model, in fp32."""
+        return self.add_constant(name, self.weights.array(name, (size,)).astype(np.float32))
+
+    def add_table(self, name: str, values: NDArray[np.float32]) -> str:
+        """Add a matrix of which single rows are read, in fp32."""
+        self._initializers.append(self._file.add(name, FLOAT, values.shape, [values]))
+        return name
+
+    def add_embedding(self, name: str, rows: int, columns: int) -> str:
+        """Add an embedding: bf16 if the other matrices are rounded, else fp32.
+
+        It is only looked up in, so just the rows that are read come into memory.
+        """
+        kind, dtype = (FLOAT, np.float32) if self.bits is None else (BFLOAT16, ml_dtypes.bfloat16)
+        source = self.weights.array(name, (rows, columns))
+        parts = (part.astype(dtype) for part in self._row_parts(source, columns))
+        self._initializers.append(self._file.add(name, kind, (rows, columns), parts))
+        return name
+
+    def look_up(self, table: str, tokens: str, output: str) -> str:
+        """Add the rows of an embedding for tokens: ``(1, n) -> (1, n, columns)`` in fp32."""
+        if self.bits is None:
+            return self.add_node("Gather", [table, tokens], output)
+        rows = self.add_node("Gather", [table, tokens], f"{output}.rows")
+        return self.add_node("Cast", [rows], output, to=FLOAT)
+
+    def add_linear(
+        self, slot: str, layers: Mapping[str, int], x: str, d_in: int, bits: Bits | None = None
+    ) -> str:
+        """Add frozen layers that share an input as one, with the slots of their adapter.
+
+        The slots are ``<slot>.lora_A (d_in, rank)`` and ``<slot>.lora_B (rank, width)``, the
+        scaling folded into B. Each slot's rank is a size of its own: where two were one, memory
+        of an adapted layer would be planned for one that is not.
+
+        Args:
+            slot: Name adapters know the layers by.
+            layers: Width of the output by the layer's name in the model's files.
+            x: Name of the input ``(1, n, d_in)``.
+            d_in: Width of the input.
+            bits: See :meth:`add_frozen`.
+        """
+        width = sum(layers.values())
+        y = self.add_frozen(slot, {f"{x}.weight": n for x, n in layers.items()}, x, d_in, bits)
+        a = self.add_slot(f"{slot}.lora_A", (d_in, f"{slot}.rank"))
+        b = self.add_slot(f"{slot}.lora_B", (f"{slot}.rank", width))
+        narrow = self.add_node("MatMul", [x, a], f"{slot}.narrow")
+        wide = self.add_node("MatMul", [narrow, b], f"{slot}.wide")
+        return self.add_node("Add", [y, wide], f"{slot}.adapted")
+
+    def add_frozen(
+        self, name: str, tensors: Mapping[str, int], x: str, d_in: int, bits: Bits | None = None
+    ) -> str:
+        """Add a product with matrices of the model, one below the other, and their biases.
+
+        Args:
+            name: Of the product.
+            tensors: Rows of each matrix ``(rows, d_in)`` by its name.
+            x: Name of the input ``(1, n, d_in)``.
+            d_in: Width of the input.
+            bits: Of the rounded matrix, if not those of the graph; a graph in fp32 rounds none.
+        """
+        sources = [self.weights.array(tensor, (n, d_in)) for tensor, n in tensors.items()]
+        bias = self._add_bias(name, tensors)
+        if self.bits is None:
+            y = self.add_node("MatMul", [x, self._add_turned(name, sources)], f"{name}.y")
+            return self.add_node("Add", [y, bias], f"{name}.biased") if bias else y
+        bits = bits or self.bits
+        operands = [x, *self._add_blocks(name, sources, bits)]
+        return self.add_node(
+            "MatMulNBits",
+            [*operands, "", "", bias] if bias else operands,
+            f"{name}.y",
+            domain=CONTRIB,
+            K=d_in,
+            N=sum(tensors.values()),
+            bits=bits,
+            block_size=BLOCK,
+            accuracy_level=4,  # products of 8-bit integers
+        )
+
+    def write(self, path: Path) -> None:
+        """Write the graph without its external weights.
+
+        Raises:
+            OSError: The disk is full or refuses.
+        """
+        graph = helper.make_graph(
+            self._nodes, "edge-sdk", self._inputs, self._outputs, self._initializers
+        )
+        model = helper.make_model(
+            graph,
+            opset_imports=[helper.make_opsetid("", _OPSET), helper.make_opsetid(CONTRIB, 1)],
+            ir_version=_IR_VERSION,
+            producer_name="edge-sdk",
+        )
+        path.write_bytes(model.SerializeToString())
+
+    def _add_bias(self, name: str, tensors: Mapping[str, int]) -> str:
+        """Add the biases of matrices, zero for those that have none; nothing if none has."""
+        sizes = {tensor.removesuffix("weight") + "bias": n for tensor, n in tensors.items()}
+        if not any(self.weights.has(bias) for bias in sizes):
+            return ""
+        found = [
+            self.weights.array(bias, (n,)) if self.weights.has(bias) else np.zeros(n)
+            for bias, n in sizes.items()
+        ]
+        return self.add_constant(f"{name}.bias", np.concatenate(found).astype(np.float32))
+
+    def _add_turned(self, name: str, sources: Sequence[NDArray[Any]]) -> str:
+        """Add matrices side by side, their columns as rows."""
+        shape = (sources[0].shape[1], sum(len(source) for source in sources))
+        pieces = zip(*(self._row_parts(source.T, shape[1]) for source in sources), strict=True)
+        parts = (np.concatenate(piece, axis=1, dtype=np.float32) for piece in pieces)
+        self._initializers.append(self._file.add(f"{name}.matrix", FLOAT, shape, parts))
+        return f"{name}.matrix"
+
+    def _add_blocks(
+        self, name: str, sources: Sequence[NDArray[Any]], bits: Bits
+    ) -> tuple[str, str]:
+        codes, scales = f"{name}.codes", f"{name}.scales"
+        rows, columns = sum(len(source) for source in sources), sources[0].shape[1]
+        shape_of_codes, shape_of_scales = block_shapes(rows, columns, bits)
+        found: list[NDArray[np.float32]] = []
+
+        def parts() -> Iterator[NDArray[np.uint8]]:
+            for part in chain.from_iterable(self._row_parts(x, columns) for x in sources):
+                blocks = round_to_blocks(part, bits)
+                found.append(blocks.scales)
+                yield blocks.codes
+
+        self._initializers += [
+            self._file.add(codes, onnx.TensorProto.UINT8, shape_of_codes, parts()),
+            self._file.add(scales, FLOAT, shape_of_scales, found),
+        ]
+        return codes, scales
+
+    def _row_parts(self, matrix: NDArray[Any], width: int) -> Iterator[NDArray[Any]]:
+        """Yield as many rows of ``width`` as fit a part; keep no page of the model in memory."""
+        step = max(1, _PART_NUMBERS // width)
+        for start in range(0, len(matrix), step):
+            yield matrix[start : start + step]
+            self.weights.forget()
