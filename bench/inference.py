@@ -31,13 +31,13 @@ from bench.report import Claim, publish
 from demo.smollm2 import smollm2_folder
 from demo.trec import questions, record
 from edge_sdk.device import probe
-from edge_sdk.inference.export import export_once
+from edge_sdk.inference.export import WeightFormat, export_once
 from edge_sdk.inference.text import TextTokenizer
 from edge_sdk.tokenization import prompt_ids
 
 LIBRARIES = ("onnxruntime", "torch", "transformers", "peft", "bitsandbytes")
 BASELINES: tuple[Engine, ...] = ("transformers bf16", "transformers fp32")
-OURS: Engine = "int4"
+OURS: Engine = "nf4"
 PROMPTS, TOKENS_PER_PROMPT = 50, 32
 NEW_TOKENS, REPETITIONS, TURNS = 96, 4, 3
 SWAP_RANKS, SWAPS = (8, 64), 24
@@ -107,7 +107,7 @@ def _learn(model: Path, adapter: Path, root: Path, r: int, local_steps: int, thr
 
 def _turns(model: Path, adapter: Path, threads: int) -> Turns:
     """Let the engines take turns; exports are made before, as they are made once."""
-    formats = get_args(Engine)[:3]
+    formats = get_args(WeightFormat)
     for weight_format in formats:
         export_once(model, weight_format, "CAUSAL_LM")
     prompt = prompt_ids(TextTokenizer(model), _QUESTION, chat=True)

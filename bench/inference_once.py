@@ -16,7 +16,7 @@ import psutil
 
 from edge_sdk.device import peak_rss_bytes
 
-Engine = Literal["int4", "int8", "fp32", "transformers bf16", "transformers fp32"]
+Engine = Literal["nf4", "int4", "int8", "fp32", "transformers bf16", "transformers fp32"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

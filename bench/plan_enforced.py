@@ -116,7 +116,7 @@ def _run(
     threads: int,
 ) -> dict[str, Any]:
     """Run one device to the end of its task under a kernel limit."""
-    command = [sys.executable, "-m", "edge_sdk", "run", "--json"]
+    command = [sys.executable, "-m", "edge_sdk", "run", "--now", "--json"]
     command += ["--server", address, "--token", token, "--task", f"run-{number}"]
     command += ["--data", str(data), "--model", str(model), "--memory-budget", str(budget)]
     command += ["--state", f"{scratch}/device-{number}", "--name", f"device-{number}"]

@@ -87,7 +87,7 @@ def _one_device(address: str, token: str, k: int, r: int) -> dict[str, Any]:
     transport = Transport(address, identity)
     task = transport.task("bytes")
     # The task is fetched once and access asked for once an hour, not once a round.
-    transport.downloaded_bytes = transport.uploaded_bytes = 0
+    received, sent = transport.downloaded_bytes, transport.uploaded_bytes
     check_in = CheckIn(base_digest=task.base.digest, affordable_k=k, examples=1)
     work = transport.check_in("bytes", check_in).assignment
     if work is None or work.k != k:
@@ -100,8 +100,8 @@ def _one_device(address: str, token: str, k: int, r: int) -> dict[str, Any]:
     return {
         "r": r,
         "k": k,
-        "download_bytes": transport.downloaded_bytes,
-        "upload_bytes": transport.uploaded_bytes,
+        "download_bytes": transport.downloaded_bytes - received,
+        "upload_bytes": transport.uploaded_bytes - sent,
     }
 
 

@@ -226,7 +226,7 @@ def _device_commands(
             transfer_budget=cost.transfer_bytes,
             threads=threads,
         )
-        commands[name] = ["edge_sdk", "run", "--json", *flags]
+        commands[name] = ["edge_sdk", "run", "--now", "--json", *flags]
     return commands
 
 

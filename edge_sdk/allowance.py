@@ -16,6 +16,8 @@ _POSITIVE = (
     "transfer_bytes",
     "uplink_bytes_per_s",
     "downlink_bytes_per_s",
+    "max_upload_bytes_per_s",
+    "max_download_bytes_per_s",
     "threads",
 )
 
@@ -31,6 +33,8 @@ class Allowance:
         transfer_bytes: To and from the server in a round.
         uplink_bytes_per_s: Of the link to the server; None takes what earlier rounds measured.
         downlink_bytes_per_s: From the server; the same.
+        max_upload_bytes_per_s: The most to send to the server; None is as fast as the link is.
+        max_download_bytes_per_s: The most to receive from it.
         quantization: Number format of the frozen base; None takes the first that works.
         threads: CPU threads; None takes the cores this process may use.
     """
@@ -41,6 +45,8 @@ class Allowance:
     transfer_bytes: int | None = None
     uplink_bytes_per_s: float | None = None
     downlink_bytes_per_s: float | None = None
+    max_upload_bytes_per_s: float | None = None
+    max_download_bytes_per_s: float | None = None
     quantization: Quantization | None = None
     threads: int | None = None
 

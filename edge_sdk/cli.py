@@ -1,4 +1,4 @@
-"""``edge-sdk`` on a device: ``probe | plan | join | change-key | run | pull | infer``."""
+"""``edge-sdk``: what the owner of a device does with it, a command each."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import logging
 import socket
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import msgspec
@@ -16,8 +15,8 @@ from rich.console import Console
 from edge_sdk.errors import EdgeError
 from edge_sdk.identity import default_state_folder
 from edge_sdk.infer_command import add_infer_options, run_infer
-from edge_sdk.plan_command import add_allowance_options, add_plan_options, read_allowance, run_plan
-from edge_sdk.quantities import format_bytes
+from edge_sdk.plan_command import add_allowance_options, add_plan_options, run_plan
+from edge_sdk.run_command import add_policy_options, leave, run, show_status
 
 _out = Console(soft_wrap=True)
 
@@ -29,15 +28,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         level=logging.DEBUG if options.verbose else logging.WARNING,
         format="%(message)s",
     )
-    command: Callable[[argparse.Namespace], None] = options.command
+    command: Callable[[argparse.Namespace], int | None] = options.command
     try:
-        command(options)
+        return command(options) or 0
     except EdgeError as error:
         sys.stderr.write(f"edge-sdk: {error}\n")
         return 1
     except KeyboardInterrupt:
         return 130
-    return 0
 
 
 def _probe(options: argparse.Namespace) -> None:
@@ -76,33 +74,15 @@ def _change_key(options: argparse.Namespace) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    from edge_sdk.round_loop import RoundLoop
+    run(options, _out, _print_json)
 
-    if not options.json:
-        logging.getLogger("edge_sdk").setLevel(logging.INFO)
-    client = RoundLoop(
-        data=options.data,
-        server=options.server,
-        task=options.task,
-        model=options.model,
-        enrolment_token=options.token,
-        name=options.name,
-        state_folder=options.state,
-        allowance=read_allowance(options),
-        gate=options.gate,
-        personal=options.personal,
-    )
-    for done in client.rounds():
-        if options.json:
-            _print_json(asdict(done))
-            continue
-        late = "" if done.counted else "  too late, not counted"
-        _out.print(
-            f"round {done.round_number}: k {done.k}, loss {done.loss:.3f}, "
-            f"up {format_bytes(done.upload_bytes)}, down {format_bytes(done.download_bytes)}, "
-            f"{done.training_s:.1f} s, peak {format_bytes(done.peak_rss_bytes)} "
-            f"(planned {format_bytes(done.planned_bytes)}){late}"
-        )
+
+def _status(options: argparse.Namespace) -> None:
+    show_status(options, _out, _print_json)
+
+
+def _leave(options: argparse.Namespace) -> None:
+    leave(options, _out, _print_json)
 
 
 def _pull(options: argparse.Namespace) -> None:
@@ -120,6 +100,15 @@ def _infer(options: argparse.Namespace) -> None:
     answer = run_infer(options, _out)
     if options.json:
         _print_json(answer)
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from edge_sdk.doctor_command import as_builtins, is_healthy, run_doctor
+
+    findings = run_doctor(_out, options.state, options.server, as_json=options.json)
+    if options.json:
+        _print_json(as_builtins(findings))
+    return 0 if is_healthy(findings) else 1
 
 
 def _print_json(value: object) -> None:
@@ -152,20 +141,27 @@ def _parser() -> argparse.ArgumentParser:
     change_key = _command(commands, "change-key", _change_key, "give this device a new key")
     _add_state(change_key)
 
-    run = _command(commands, "run", _run, "take part until the task is finished")
-    run.add_argument("--data", type=Path, required=True, help="JSONL with this device's examples")
-    run.add_argument("--task", help="needed if the server has several")
-    run.add_argument("--server", help="needed if this device has not joined yet")
-    run.add_argument("--token", help="enrolment token, if this device has not joined yet")
-    _add_identity(run)
-    _add_model(run, required=False)
-    add_allowance_options(run)
-    run.add_argument(
+    part = _command(commands, "run", _run, "take part until the task is finished")
+    part.add_argument("--data", type=Path, required=True, help="JSONL with this device's examples")
+    part.add_argument("--task", help="needed if the server has several")
+    part.add_argument("--server", help="needed if this device has not joined yet")
+    part.add_argument("--token", help="enrolment token, if this device has not joined yet")
+    _add_identity(part)
+    _add_model(part, required=False)
+    add_allowance_options(part)
+    part.add_argument(
         "--gate", action="store_true", help="use a new version only if it does not lose here"
     )
-    run.add_argument(
+    part.add_argument(
         "--personal", action="store_true", help="the same, and an adapter of this device's own"
     )
+    add_policy_options(part)
+
+    status = _command(commands, "status", _status, "what the agent of this device is doing")
+    _add_state(status)
+
+    leaving = _command(commands, "leave", _leave, "forget the server, and this device's key")
+    _add_state(leaving)
 
     pull = _command(commands, "pull", _pull, "fetch the newest adapter as a PEFT folder")
     pull.add_argument("out", type=Path, help="folder to write")
@@ -176,13 +172,17 @@ def _parser() -> argparse.ArgumentParser:
     infer = _command(commands, "infer", _infer, "use a base model with an adapter")
     add_infer_options(infer)
     _add_model(infer, required=False)
+
+    doctor = _command(commands, "doctor", _doctor, "try what usually fails, and say how to fix it")
+    doctor.add_argument("--server", help="default: the one this device joined")
+    _add_state(doctor)
     return parser
 
 
 def _command(
     commands: argparse._SubParsersAction[argparse.ArgumentParser],
     name: str,
-    run: Callable[[argparse.Namespace], None],
+    run: Callable[[argparse.Namespace], int | None],
     summary: str,
 ) -> argparse.ArgumentParser:
     parser = commands.add_parser(name, help=summary, description=f"{summary.capitalize()}.")

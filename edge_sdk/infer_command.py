@@ -16,8 +16,7 @@ from edge_sdk.execution import Quantization
 
 Engine = Literal["onnx", "torch"]
 
-_FORMATS = {"onnx": ("int4", "int8", "fp32"), "torch": get_args(Quantization)}
-_DEFAULT = {"onnx": "int4", "torch": "nf4"}
+_FORMATS = {"onnx": ("nf4", "int4", "int8", "fp32"), "torch": get_args(Quantization)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +41,8 @@ def add_infer_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--quantization",
         choices=sorted({x for formats in _FORMATS.values() for x in formats}),
-        help="number format of the frozen base; default: int4 with onnx, nf4 with torch",
+        default="nf4",
+        help="number format of the frozen base",
     )
     parser.add_argument("--threads", type=int, help="default: the cores this process may use")
 
@@ -77,8 +77,10 @@ def _answer(options: argparse.Namespace) -> _Answer:
     config = read_peft_config(options.adapter)
     folder = find_model(options.model or str(config.get("base_model_name_or_path")))
     is_classifier = config.get("task_type") == "SEQ_CLS"
-    engine = options.engine or _choose_engine(folder, options.quantization, is_classifier)
-    number_format = options.quantization or _DEFAULT[engine]
+    engine = options.engine or choose_engine(
+        folder, options.quantization, is_classifier=is_classifier
+    )
+    number_format = options.quantization
     if number_format not in _FORMATS[engine]:
         raise ConfigError(
             f"--quantization {number_format} is not one of {', '.join(_FORMATS[engine])}, which "
@@ -88,8 +90,9 @@ def _answer(options: argparse.Namespace) -> _Answer:
     return answer(folder, options, number_format)
 
 
-def _choose_engine(folder: Path, number_format: str | None, is_classifier: bool) -> Engine:
-    if number_format not in (None, *_FORMATS["onnx"]):
+def choose_engine(folder: Path, number_format: str, *, is_classifier: bool) -> Engine:
+    """Return the engine for a base model and number format, where the caller names none."""
+    if number_format not in _FORMATS["onnx"]:
         return "torch"
     if find_spec("onnxruntime") is None or find_spec("onnx") is None:
         return "torch"

@@ -165,16 +165,12 @@ class KeptAdapters:
         """
         self._set_aside(self._path(kept))
         record = self.record
-        left = {
-            name: None
-            for name in ("current", "previous", "personal")
-            if getattr(record, name) == kept
-        }
-        record = replace(record, **left)
-        if "current" in left:  # the server's version is looked at anew
+        if record.personal == kept:
+            record = replace(record, personal=None, uses_personal=False)
+        if record.previous == kept:
+            record = replace(record, previous=None)
+        if record.current == kept:  # the server's version is looked at anew
             record = replace(record, current=record.previous, previous=None, judged=None)
-        if "personal" in left:
-            record = replace(record, uses_personal=False)
         self._save(record)
 
     def accept(self, version: int, arrays: Arrays, signed: Signed) -> None:

@@ -86,9 +86,13 @@ class LocalPlanner:
             floor_bytes=floor_bytes,
             round_s=allowance.round_s,
             transfer_bytes=allowance.transfer_bytes,
-            uplink_bytes_per_s=allowance.uplink_bytes_per_s or self._link.uplink_bytes_per_s,
-            downlink_bytes_per_s=(
-                allowance.downlink_bytes_per_s or self._link.downlink_bytes_per_s
+            uplink_bytes_per_s=_slower(
+                allowance.uplink_bytes_per_s or self._link.uplink_bytes_per_s,
+                allowance.max_upload_bytes_per_s,
+            ),
+            downlink_bytes_per_s=_slower(
+                allowance.downlink_bytes_per_s or self._link.downlink_bytes_per_s,
+                allowance.max_download_bytes_per_s,
             ),
         )
 
@@ -126,3 +130,8 @@ class LocalPlanner:
             self._calibration.learn(self._model_key, cost, peak_bytes, step_s)
         except StorageError as error:
             log.warning("%s", error)
+
+
+def _slower(link: float | None, cap: float | None) -> float | None:
+    """Return the lower one of two rates, of which either may be unknown."""
+    return min((rate for rate in (link, cap) if rate is not None), default=None)

@@ -70,6 +70,8 @@ def read_allowance(options: argparse.Namespace, round_s: float | None = None) ->
         transfer_bytes=options.transfer_budget,
         uplink_bytes_per_s=options.uplink,
         downlink_bytes_per_s=options.downlink,
+        max_upload_bytes_per_s=options.max_upload,
+        max_download_bytes_per_s=options.max_download,
         quantization=options.quantization,
         threads=options.threads,
     )

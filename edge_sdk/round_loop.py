@@ -217,14 +217,13 @@ class RoundLoop:
         while True:
             before = self._moved_bytes()
             reply = self._patiently(lambda: transport.check_in(task.name, part.check_in()))
-            is_finished = reply.state == "finished"
-            if is_finished or (reply.assignment is None and reply.round_number != seen):
-                seen = reply.round_number
-                self._look(adoption)
-            if is_finished:
-                return
             if reply.assignment is None:
                 journal.drop()
+                if reply.state == "finished" or reply.round_number != seen:
+                    seen = reply.round_number
+                    self._look(adoption)
+                if reply.state == "finished":
+                    return
                 self._begin("waiting")
                 time.sleep(reply.retry_after_s * random.uniform(0.8, 1.2))  # noqa: S311 - jitter
                 continue
@@ -289,12 +288,13 @@ class RoundLoop:
         except _GivenUp as error:  # what is done counts after all if the server prolongs the round
             log.warning("%s", error)
             self._given_up_on = work.round_number
+            self._begin("waiting")
             time.sleep(error.left_s + random.uniform(0, 1))  # noqa: S311 - jitter
         except RoundClosed:
             log.warning("round %d closed before this device was done", work.round_number)
             journal.drop()
         except LossDiverged:
-            journal.drop()  # to go on from there would diverge again
+            journal.clear()  # to go on from there would diverge again
             raise
         return None
 
@@ -332,12 +332,11 @@ class RoundLoop:
             journal.offer(steps)
             if counts_late or work.round_number == self._given_up_on:
                 return
-            left = work.training.local_steps - len(steps.losses)
-            if deadline.is_out_of_reach(steps.step_s, left):
+            if deadline.is_out_of_reach(steps.step_s, most - done):
                 journal.keep_progress(steps.progress())
                 raise _GivenUp(
                     f"round {work.round_number} ends in {deadline.left_s():.0f} s, too early for "
-                    f"the {left} steps that are left: given up",
+                    f"the {most - done} steps that are left: given up",
                     deadline.left_s(),
                 )
 
@@ -507,7 +506,12 @@ class RoundLoop:
     def _connected(self) -> Transport:
         if self._transport is None:
             identity = join(self._state, self._server, self._enrolment_token, self._name)
-            self._transport = Transport(identity.server, identity)
+            self._transport = Transport(
+                identity.server,
+                identity,
+                max_upload_bytes_per_s=self._allowance.max_upload_bytes_per_s,
+                max_download_bytes_per_s=self._allowance.max_download_bytes_per_s,
+            )
         return self._transport
 
     def _fetch_task(self) -> TaskSpec:
@@ -537,7 +541,10 @@ class RoundLoop:
         return folder
 
     def _patiently(self, exchange: Callable[[], _Answer]) -> _Answer:
-        """Repeat an exchange until the server answers or patience runs out."""
+        """Repeat an exchange until the server answers or patience runs out.
+
+        This is for outages the transport does not bridge: those of more than a few seconds.
+        """
         waited, pause = 0.0, FIRST_OUTAGE_WAIT_S
         while True:
             try:
@@ -546,7 +553,7 @@ class RoundLoop:
                 wanted = error.retry_after_s if isinstance(error, ServerBusy) else 0.0
                 if max(waited, wanted) >= self._outage_patience_s:
                     raise
-                rest = max(wanted, pause * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
+                rest = wanted + random.uniform(0.0, pause)  # noqa: S311 - jitter
                 log.warning("%s; trying again in %.1f s", error, rest)
                 time.sleep(rest)
                 waited += rest

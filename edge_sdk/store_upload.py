@@ -12,7 +12,7 @@ log = logging.getLogger("edge_sdk")
 
 
 def put_into_store(
-    url: str, body: bytes, timeouts_s: tuple[float, float], *, needs_tls: bool
+    url: str, body: BytesIO, timeouts_s: tuple[float, float], *, needs_tls: bool
 ) -> bool:
     """Put a body at a signed address and say whether the store took it.
 
@@ -21,7 +21,7 @@ def put_into_store(
 
     Args:
         url: From the server.
-        body: What the address is for.
+        body: What the address is for: a file, as bytes would have to be gone in one timeout.
         timeouts_s: Seconds to wait for a connection, or for the link to take a few more KiB; and
             for the answer.
         needs_tls: Whether to send nothing without TLS, as to the server itself.
@@ -33,14 +33,14 @@ def put_into_store(
 
 
 def _why_refused(
-    url: str, body: bytes, timeouts_s: tuple[float, float], needs_tls: bool
+    url: str, body: BytesIO, timeouts_s: tuple[float, float], needs_tls: bool
 ) -> str | None:
     try:
         if needs_tls and urlsplit(url).scheme != "https":
             return "it has no TLS, but the server has"
         with requests.put(
             url,
-            data=BytesIO(body),
+            data=body,
             auth=without_password,
             timeout=timeouts_s,
             stream=True,

@@ -1,50 +1,39 @@
-"""One HTTP exchange with the server: timeouts, retries, identity, status to exception."""
+"""The server's endpoints as methods, with the identity of a device."""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections.abc import Mapping
-from http import HTTPStatus
-from io import BytesIO
 from typing import TypeVar
 from urllib.parse import quote, urlsplit
 
-import requests
-from requests.adapters import HTTPAdapter
-from urllib3.util import Retry
-
 from edge_sdk.access import Access
+from edge_sdk.bandwidth import Bandwidth, PacedBody
 from edge_sdk.device_key import DeviceKey
 from edge_sdk.errors import (
     ConfigError,
     DigestMismatch,
-    EdgeError,
     NotAuthorized,
     NotFound,
-    ServerBusy,
-    ServerFailed,
     ServerUnreachable,
     StorageError,
-    TooLarge,
-    WireError,
-    by_code,
 )
+from edge_sdk.http_link import Download, HttpLink
 from edge_sdk.identity import Identity
 from edge_sdk.link import LinkMeter
-from edge_sdk.store_upload import put_into_store, without_password
+from edge_sdk.store_upload import put_into_store
 from edge_sdk.wire.manifest import Signed
 from edge_sdk.wire.messages import (
     PRESIGNED,
     UPLOADS_HEADER,
     AdapterInfo,
-    AdapterSpec,
     CheckIn,
     CheckInReply,
     Enrolment,
     EnrolRequest,
     EvaluationReport,
-    Problem,
+    HeldParts,
     Receipt,
     RoundStatus,
     TaskSpec,
@@ -54,6 +43,7 @@ from edge_sdk.wire.messages import (
     decode_message,
     encode_message,
 )
+from edge_sdk.wire.parts import WHOLE_UP_TO_BYTES, cut
 from edge_sdk.wire.payload import (
     MEDIA_TYPE,
     body_limit,
@@ -64,9 +54,7 @@ from edge_sdk.wire.payload import (
 from edge_sdk.wire.proofs import enrolment_statement
 
 MAX_JSON_BYTES = 4 << 20
-CONNECT_TIMEOUT_S = 5.0
-READ_TIMEOUT_S = 60.0
-_CHUNK_BYTES = 1 << 16
+_PART_ATTEMPTS = 2
 _STORE_FAILED = (NotFound, StorageError, DigestMismatch)
 
 log = logging.getLogger("edge_sdk")
@@ -74,52 +62,53 @@ log = logging.getLogger("edge_sdk")
 Answer = TypeVar("Answer")
 
 
-class _Retry(Retry):
-    """Leaves 429 to the caller: a quota may ask for hours, which nobody sleeps through here."""
-
-    RETRY_AFTER_STATUS_CODES = frozenset({503})
-
-
 class Transport:
     """The server's endpoints as methods; every failure is a typed error.
-
-    Short outages are retried here with jittered back-off; requests are idempotent, so a reply
-    that was lost does no harm.
 
     Args:
         server: Base address, ``http://`` or ``https://``.
         identity: Of this device, which gets and renews its access tokens; None before enrolment.
-        retries: Attempts after the first one, for refused connections and 502, 503, 504.
-
-    Attributes:
-        uploaded_bytes: Request bodies sent so far, each counted once.
-        downloaded_bytes: Response bodies received so far.
-        meter: Measures the link on them.
+        retries: Attempts after the first one in an outage of seconds; see
+            :class:`edge_sdk.http_link.HttpLink`.
+        max_upload_bytes_per_s: The most to send; None is as fast as the link is.
+        max_download_bytes_per_s: The most to receive.
     """
 
-    def __init__(self, server: str, identity: Identity | None = None, retries: int = 3) -> None:
-        parts = urlsplit(server)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ConfigError(f"server address {server!r} must look like http://host:port")
+    def __init__(
+        self,
+        server: str,
+        identity: Identity | None = None,
+        retries: int = 3,
+        *,
+        max_upload_bytes_per_s: float | None = None,
+        max_download_bytes_per_s: float | None = None,
+    ) -> None:
         self._base = server.rstrip("/")
-        self._session = requests.Session()
-        self._session.auth = without_password
+        self._up = Bandwidth(max_upload_bytes_per_s)
+        self._down = Bandwidth(max_download_bytes_per_s)
+        self._link = HttpLink(self._base, retries, self._up, self._down)
         self._access = Access(identity, self._ask) if identity is not None else None
-        retry = _Retry(
-            total=retries,
-            backoff_factor=0.3,
-            backoff_jitter=0.3,
-            status_forcelist=(502, 503, 504),
-            allowed_methods=None,
-            raise_on_status=False,
-            respect_retry_after_header=True,
-        )
-        self._session.mount("http://", HTTPAdapter(max_retries=retry))
-        self._session.mount("https://", HTTPAdapter(max_retries=retry))
-        self.uploaded_bytes = 0
-        self.downloaded_bytes = 0
-        self.meter = LinkMeter()
         self._is_store_offered = False
+
+    @property
+    def uploaded_bytes(self) -> int:
+        """Return the bytes of request bodies sent so far, what was sent again included."""
+        return self._up.moved_bytes
+
+    @property
+    def downloaded_bytes(self) -> int:
+        """Return the bytes of response bodies received so far."""
+        return self._down.moved_bytes
+
+    @property
+    def meter(self) -> LinkMeter:
+        """What measures the link on them."""
+        return self._link.meter
+
+    @property
+    def left_alone_s(self) -> float:
+        """Return for how long a server that does not answer gets no request; 0 if it may."""
+        return self._link.breaker.probe_in_s
 
     @property
     def server(self) -> str:
@@ -170,13 +159,17 @@ class Transport:
     def slice_body(self, task: TaskSpec, round_number: int, k: int) -> bytes:
         """Fetch the k columns and rows this device trains, as checked bytes."""
         path = f"/v1/tasks/{_part(task.name)}/rounds/{round_number}/slice"
-        return self._tensors(path, task.adapter, k)
+        content, headers = self._download(path, body_limit(task.adapter, k))
+        announced = headers.get("Repr-Digest") or headers.get("Content-Digest")
+        check_content_digest(content, announced)
+        return content
 
     def submit(self, task: str, round_number: int, body: bytes) -> Receipt:
         """Send an update; when this returns, the server will count it exactly once.
 
         If the server offered its object store at the last check-in, the update is put there; where
-        the store fails, it goes to the server after all.
+        the store fails, it goes to the server after all. A large one goes to the server in parts,
+        and only those are sent that the server does not have, also after a restart of the device.
         """
         path = f"/v1/tasks/{_part(task)}/rounds/{round_number}"
         if self._is_store_offered:
@@ -184,8 +177,11 @@ class Transport:
             if receipt is not None:
                 return receipt
             log.warning("round %d: the update goes to the server itself", round_number)
-        headers = {"Content-Type": MEDIA_TYPE, "Content-Digest": content_digest(body)}
-        return self._json(Receipt, "PUT", f"{path}/update", body, headers)
+        if len(body) > WHOLE_UP_TO_BYTES:
+            receipt = self._submit_in_parts(f"{path}/parts", body)
+            if receipt is not None:
+                return receipt
+        return self._json(Receipt, "PUT", f"{path}/update", body, _tensor_headers(body))
 
     def adapters(self, task: str) -> list[AdapterInfo]:
         """Return the versions of the global adapter, oldest first."""
@@ -223,17 +219,43 @@ class Transport:
         """
         path = f"/v1/tasks/{_part(task.name)}/adapters/{version}"
         limit = body_limit(task.adapter, task.adapter.r)
-        body = bytearray()
+        return self._download(path, limit, f'"{digest}"')[0]
+
+    def _download(self, path: str, limit: int, etag: str = "") -> tuple[bytes, Mapping[str, str]]:
+        """Fetch a body, going on where a cut connection stopped while it is the same body."""
+        download = Download()
         while True:
-            had = len(body)
-            rest = {"Range": f"bytes={had}-", "If-Range": f'"{digest}"'} if had else {}
+            had = len(download.body)
+            known = etag or download.etag
+            if not known:
+                download.body.clear()
+            rest = {"Range": f"bytes={had}-", "If-Range": known} if had and known else {}
             try:
-                self._receive("GET", path, None, rest, limit, body)
+                headers = self._receive("GET", path, None, rest, limit, download)
             except ServerUnreachable:
-                if len(body) <= had:
+                if len(download.body) <= had:
                     raise
             else:
-                return bytes(body)
+                return bytes(download.body), headers
+
+    def _submit_in_parts(self, path: str, body: bytes) -> Receipt | None:
+        """Send the parts of an update that the server does not have; None if it takes none."""
+        notice = UpdateNotice(size_bytes=len(body), digest=digest(body))
+        for _ in range(_PART_ATTEMPTS):
+            try:
+                held = set(self._json(HeldParts, "GET", f"{path}/{notice.digest}").parts)
+            except NotFound:
+                return None  # an older server; or there is no such round, which it says again
+            for index, part in enumerate(cut(body)):
+                if index not in held:
+                    place = f"{path}/{notice.digest}/{index}"
+                    headers = _tensor_headers(bytes(part))
+                    self._exchange("PUT", place, part, headers, MAX_JSON_BYTES)
+            try:
+                return self._json(Receipt, "PUT", path, encode_message(notice))
+            except DigestMismatch as error:
+                log.warning("the parts are not the update: %s", error)
+        return None
 
     def _submit_by_store(self, path: str, body: bytes) -> Receipt | None:
         """Put an update into the object store and get its receipt; None if the store failed."""
@@ -249,10 +271,9 @@ class Transport:
     def _put_into_store(self, url: str, body: bytes) -> bool:
         started = time.perf_counter()
         needs_tls = urlsplit(self._base).scheme == "https"
-        timeouts_s = (CONNECT_TIMEOUT_S, READ_TIMEOUT_S)
-        is_taken = put_into_store(url, body, timeouts_s, needs_tls=needs_tls)
+        paced = PacedBody(body, self._up)
+        is_taken = put_into_store(url, paced, self._link.timeouts_s, needs_tls=needs_tls)
         if is_taken:
-            self.uploaded_bytes += len(body)
             self.meter.add(len(body), 0, time.perf_counter() - started)
         return is_taken
 
@@ -268,115 +289,54 @@ class Transport:
         content, _ = self._exchange(method, path, body, sent, MAX_JSON_BYTES)
         return decode_message(kind, content)
 
-    def _tensors(self, path: str, adapter: AdapterSpec, k: int) -> bytes:
-        content, headers = self._exchange("GET", path, None, {}, body_limit(adapter, k))
-        check_content_digest(content, headers.get("Content-Digest"))
-        return content
-
     def _exchange(
-        self, method: str, path: str, body: bytes | None, headers: Mapping[str, str], limit: int
+        self,
+        method: str,
+        path: str,
+        body: bytes | memoryview | None,
+        headers: Mapping[str, str],
+        limit: int,
     ) -> tuple[bytes, Mapping[str, str]]:
-        content = bytearray()
-        received = self._receive(method, path, body, headers, limit, content)
-        return bytes(content), received
+        download = Download()
+        received = self._receive(method, path, body, headers, limit, download)
+        return bytes(download.body), received
 
     def _ask(self, kind: type[Answer], path: str, message: object = None) -> Answer:
         """POST a message without an access token."""
         body = None if message is None else encode_message(message)
         headers = {"Content-Type": "application/json"} if body else {}
-        content = bytearray()
-        self._receive_once("POST", path, body, headers, MAX_JSON_BYTES, content)
-        return decode_message(kind, bytes(content))
+        download = Download()
+        self._link.exchange("POST", path, body, headers, MAX_JSON_BYTES, download)
+        return decode_message(kind, bytes(download.body))
 
     def _receive(
         self,
         method: str,
         path: str,
-        body: bytes | None,
+        body: bytes | memoryview | None,
         headers: Mapping[str, str],
         limit: int,
-        into: bytearray,
+        into: Download,
     ) -> Mapping[str, str]:
         """Do one exchange with an access token, renewed before it ends and once if refused."""
         if self._access is None:
-            return self._receive_once(method, path, body, headers, limit, into)
+            return self._link.exchange(method, path, body, headers, limit, into)
         is_new = self._access.is_due
         if is_new:
             self._access.renew()
         try:
             shown = {**headers, **self._access.headers()}
-            return self._receive_once(method, path, body, shown, limit, into)
+            return self._link.exchange(method, path, body, shown, limit, into)
         except NotAuthorized:
             if is_new:
                 raise
         self._access.renew()
         shown = {**headers, **self._access.headers()}
-        return self._receive_once(method, path, body, shown, limit, into)
-
-    def _receive_once(
-        self,
-        method: str,
-        path: str,
-        body: bytes | None,
-        headers: Mapping[str, str],
-        limit: int,
-        into: bytearray,
-    ) -> Mapping[str, str]:
-        """Put the answer's body in place of what is there, a part of one behind it."""
-        started = time.perf_counter()
-        try:
-            with self._session.request(
-                method,
-                self._base + path,
-                data=BytesIO(body) if body else None,  # bytes would have to be gone in one timeout
-                headers=dict(headers),
-                timeout=(CONNECT_TIMEOUT_S, READ_TIMEOUT_S),
-                stream=True,
-                allow_redirects=False,
-            ) as response:
-                content = into if 200 <= response.status_code < 300 else bytearray()
-                if response.status_code != HTTPStatus.PARTIAL_CONTENT:
-                    content.clear()
-                had = len(content)
-                _read(response, limit, content)
-        except requests.RequestException as error:
-            raise ServerUnreachable(
-                f"no answer from {self._base} ({type(error).__name__}): is the server running "
-                "and reachable from here?"
-            ) from error
-        self.uploaded_bytes += len(body or b"")
-        self.downloaded_bytes += len(content) - had
-        if not 200 <= response.status_code < 300:
-            raise _as_error(response.status_code, response.headers, bytes(content))
-        self.meter.add(len(body or b""), len(content) - had, time.perf_counter() - started)
-        return response.headers
+        return self._link.exchange(method, path, body, shown, limit, into)
 
 
-def _read(response: requests.Response, limit: int, content: bytearray) -> None:
-    """Append a body, but never to more than ``limit`` bytes."""
-    for chunk in response.iter_content(_CHUNK_BYTES):
-        content += chunk
-        if len(content) > limit:
-            raise TooLarge(f"the server sent more than the {limit} bytes this answer may have")
-
-
-def _as_error(status: int, headers: Mapping[str, str], content: bytes) -> EdgeError:
-    """Return the exception the server raised, rebuilt from its problem body."""
-    try:
-        problem = decode_message(Problem, content)
-    except WireError:
-        return ServerFailed(f"HTTP {status} without a readable reason; is this an edge-server?")
-    kind = by_code().get(problem.code, ServerFailed)
-    if issubclass(kind, ServerBusy):
-        return kind(problem.detail, retry_after_s=_seconds(headers.get("Retry-After")))
-    return kind(problem.detail)
-
-
-def _seconds(header: str | None, default: float = 5.0) -> float:
-    try:
-        return max(0.0, float(header)) if header else default
-    except ValueError:
-        return default
+def _tensor_headers(body: bytes) -> dict[str, str]:
+    return {"Content-Type": MEDIA_TYPE, "Content-Digest": content_digest(body)}
 
 
 def _part(name: str) -> str:

@@ -50,7 +50,7 @@ _CHECKED_IN: dict[int | str, dict[str, Any]] = {
         }
     }
 }
-_TENSORS_IN = {"requestBody": {"required": True, "content": _BINARY}}
+TENSORS_IN = {"requestBody": {"required": True, "content": _BINARY}}
 
 router = APIRouter(prefix="/v1", route_class=DeviceRoute)
 
@@ -125,7 +125,7 @@ async def get_slice(
 @router.put(
     "/tasks/{task}/rounds/{number}/update",
     tags=["round"],
-    openapi_extra=_TENSORS_IN,
+    openapi_extra=TENSORS_IN,
     dependencies=[Depends(note_refusal)],
 )
 async def put_update(

@@ -17,6 +17,7 @@ from server import (
     evaluation_api,
     openapi,
     operating,
+    parts_api,
     problems,
     registry_api,
     staging_api,
@@ -84,6 +85,7 @@ def _wire(settings: Settings, clock: Clock, store: Store, blobs: Blobs) -> FastA
     _guard(app, settings, store, clock)
     app.state.coordinator = coordinator
     app.state.staging = blobs.staging if settings.presigned_uploads else None
+    app.state.parts = blobs.parts
     app.state.registry = registry
     app.state.tensor_threads = TensorThreads()
     app.state.refusals = Refusals(clock)
@@ -94,6 +96,7 @@ def _wire(settings: Settings, clock: Clock, store: Store, blobs: Blobs) -> FastA
     app.include_router(entrance_api.router)
     app.include_router(api.router)
     app.include_router(staging_api.router)
+    app.include_router(parts_api.router)
     app.include_router(registry_api.router)
     app.include_router(evaluation_api.router)
     app.include_router(dashboard_api.router)

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Protocol
 
 from edge_sdk.errors import StorageError
+from server.part_folder import PartFolder
+from server.parts import Parts
 from server.spool import Spool, Upload, make_folder, refused, sync_folder
 from server.staging import Staging
 
@@ -33,6 +35,10 @@ class Blobs(Protocol):
     @property
     def staging(self) -> Staging | None:
         """Where devices put bodies by themselves; None if this place signs no addresses."""
+
+    @property
+    def parts(self) -> Parts:
+        """Where the parts of updates wait for the rest."""
 
     def upload(self) -> AbstractContextManager[Upload]:
         """Open a temporary file; it is gone at the end unless :meth:`keep` made it a blob."""
@@ -91,6 +97,7 @@ class BlobFolder:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._spool = Spool(folder / "partial")
+        self.parts: Parts = PartFolder(folder / "parts")
 
     def path(self, digest: str) -> Path:
         """Return where the blob of a digest is, or would be."""

@@ -52,6 +52,7 @@ class Collecting:
             ServerBusy: The database or the object store cannot be reached now.
         """
         self._blobs.remove_leftovers(_LEFTOVER_AGE_S)
+        self._blobs.parts.remove_leftovers(GRACE_S)
         with self._store.exclusive(COLLECTING) as is_alone:
             removed = self._remove_all(is_stopping) if is_alone else 0
         if removed:

@@ -21,6 +21,7 @@ from edge_sdk.wire.messages import (
     TaskSpec,
     check_protocol,
 )
+from edge_sdk.wire.payload import content_digest_of
 from server.adapters import AdapterShelf
 from server.assigning import assign, has_work
 from server.blobs import Blobs, Upload
@@ -170,6 +171,15 @@ class Coordinator:
     ) -> Receipt:
         """Make an update durable, once; see :meth:`Submission.accept`."""
         return self._submission.accept(device_id, task, number, upload, content_digest)
+
+    def accept_parts(
+        self, device_id: str, task: str, number: int, upload: Upload, digest: str
+    ) -> Receipt:
+        """Make an update durable whose parts were put together; see :meth:`Submission.accept`."""
+        announced = content_digest_of(digest)
+        return self._submission.accept(
+            device_id, task, number, upload, announced, came_in_parts=True
+        )
 
     def round_status(self, task: str, number: int) -> RoundStatus:
         """Return one round as the fleet may see it.

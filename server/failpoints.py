@@ -35,6 +35,11 @@ Point = Literal[
 
 POINTS: tuple[Point, ...] = get_args(Point)
 
+PartPoint = Literal["before-part-kept", "after-part-kept", "before-parts-removed"]
+"""What only an update that comes in parts meets."""
+
+PART_POINTS: tuple[PartPoint, ...] = get_args(PartPoint)
+
 
 @dataclass(frozen=True, slots=True)
 class _Armed:
@@ -45,7 +50,7 @@ class _Armed:
     times: Iterator[int]
 
 
-def hit(name: Point) -> None:
+def hit(name: Point | PartPoint) -> None:
     """Kill this process with SIGKILL if this place is armed and met for the n-th time.
 
     Raises:
@@ -62,6 +67,7 @@ def _armed() -> _Armed | None:
     if not text:
         return None
     name, _, number = text.partition(":")
-    if name not in POINTS or not (number or "1").isdecimal():
-        raise ConfigError(f"{VARIABLE}={text!r} must be one of {', '.join(POINTS)}, or NAME:COUNT")
+    if name not in POINTS + PART_POINTS or not (number or "1").isdecimal():
+        known = ", ".join(POINTS + PART_POINTS)
+        raise ConfigError(f"{VARIABLE}={text!r} must be one of {known}, or NAME:COUNT")
     return _Armed(name, int(number or "1"), count(1))

@@ -12,8 +12,10 @@ from pathlib import Path
 import obstore
 
 from server.blobs import bytes_between, damaged, is_digest
+from server.object_parts import ObjectParts
 from server.object_staging import ObjectStaging
 from server.object_store import NAMES_AT_ONCE, open_bucket, typed_errors
+from server.parts import Parts
 from server.spool import Spool, Upload
 
 _PART_BYTES = 8 << 20  # of a multipart upload
@@ -36,6 +38,7 @@ class ObjectBlobs:
     def __init__(self, url: str, endpoint: str, spool: Path) -> None:
         self._store = open_bucket(url, endpoint)
         self._staging = ObjectStaging(url, endpoint)
+        self.parts: Parts = ObjectParts(url, endpoint)
         self._spool = Spool(spool)
 
     @property

@@ -21,6 +21,7 @@ from edge_sdk.wire.messages import (
     Enrolment,
     EnrolRequest,
     EvaluationReport,
+    HeldParts,
     KeyChange,
     LayerSpec,
     Receipt,
@@ -91,6 +92,7 @@ def _device_messages() -> list[object]:
         RoundStatus(round_number=3, state="open", assigned=8, accepted=5, deadline_s=412.5),
         UpdateNotice(size_bytes=1_226_208, digest=_DIGEST),
         UploadPlace(url=_SIGNED_URL, expires_in_s=300.0),
+        HeldParts(parts=[0, 1, 2, 4]),
         Receipt(task="news", round_number=3, digest=_DIGEST),
         EvaluationReport(version=2, examples=24, loss_before=2.31, loss_after=2.25, accepted=True),
         AdapterInfo(

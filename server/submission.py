@@ -20,6 +20,7 @@ from server.rounds import next_state
 from server.screening import update_norm, why_too_large
 from server.standing import store_round
 from server.store import AssignmentRow, Store, TaskRow, Transaction, UpdateRow
+from server.upload_quota import day_of
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +94,14 @@ class Submission:
             return _receipt(place, digest) if _is_repeated(tx, place, digest) else None
 
     def accept(
-        self, device_id: str, task: str, number: int, upload: Upload, content_digest: str | None
+        self,
+        device_id: str,
+        task: str,
+        number: int,
+        upload: Upload,
+        content_digest: str | None,
+        *,
+        came_in_parts: bool = False,
     ) -> Receipt:
         """Make an update durable; the same bytes again get the same receipt.
 
@@ -105,6 +113,7 @@ class Submission:
             number: Of the round it was trained for.
             upload: The complete body.
             content_digest: The ``Content-Digest`` header.
+            came_in_parts: Its bytes were counted for the day's quota as they came.
 
         Raises:
             NotFound: No such task or round.
@@ -133,11 +142,11 @@ class Submission:
         hit("before-update-kept")
         self._blobs.keep(upload, digest)
         hit("after-update-kept")
-        self._record(place, assignment.k, row)
+        self._record(place, assignment.k, row, came_in_parts)
         self._wake()
         return _receipt(place, digest)
 
-    def _record(self, place: _Place, k: int, row: UpdateRow) -> None:
+    def _record(self, place: _Place, k: int, row: UpdateRow, came_in_parts: bool) -> None:
         """Count a durable update of sketch size ``k`` once; freeze the round at the quorum."""
         now = self._clock()
         with self._store.write() as tx:
@@ -150,6 +159,8 @@ class Submission:
             current = tx.round(task.name, number) or destination.round
             row = replace(row, counted_in=number, staleness=destination.staleness)
             tx.add_update(row)
+            if came_in_parts:
+                tx.add_wasted_bytes(place.device_id, day_of(row.accepted_at), -row.size_bytes)
             accepted = tx.count_updates(task.name, number)
             store_round(tx, task, next_state(current, accepted, task.spec.policy, now))
             hit("before-update-commit")

@@ -15,6 +15,11 @@ from server.store import Store
 _DAY_S = 86_400
 
 
+def day_of(now: float) -> int:
+    """Return the day (UTC) of a moment, both counted from 1970."""
+    return int(now // _DAY_S)
+
+
 @dataclass(slots=True)
 class Meter:
     """What came of one body so far."""
@@ -49,7 +54,13 @@ class UploadQuota:
 
     @asynccontextmanager
     async def metered(
-        self, device_id: str, task: str, number: int, coming_bytes: int
+        self,
+        device_id: str,
+        task: str,
+        number: int,
+        coming_bytes: int,
+        *,
+        is_part: bool = False,
     ) -> AsyncIterator[Meter]:
         """Let an upload in if the day has room for it, and count what comes of it.
 
@@ -58,6 +69,8 @@ class UploadQuota:
             task: Name of the task.
             number: Of the round.
             coming_bytes: What it announced, or the most it may have.
+            is_part: Of an update in parts: counted at once, and taken off when the whole is
+                accepted, which counts by its own row.
 
         Raises:
             QuotaExceeded: The day has no room; before anything is read.
@@ -70,7 +83,7 @@ class UploadQuota:
                 self.check, device_id, task, number, all_coming_bytes
             )
             yield meter
-            is_wasted = is_repeated
+            is_wasted = is_repeated or is_part
         finally:
             try:
                 if is_wasted and meter.received_bytes:
@@ -91,7 +104,7 @@ class UploadQuota:
             QuotaExceeded: It has none.
         """
         now = self._clock()
-        day = int(now // _DAY_S)
+        day = day_of(now)
         with self._store.read() as tx:
             sent = tx.upload_bytes(device_id, day)
             is_repeated = tx.accepted(task, number, device_id) is not None
@@ -105,4 +118,4 @@ class UploadQuota:
 
     def _waste(self, device_id: str, size_bytes: int) -> None:
         with self._store.write() as tx:
-            tx.add_wasted_bytes(device_id, int(self._clock() // _DAY_S), size_bytes)
+            tx.add_wasted_bytes(device_id, day_of(self._clock()), size_bytes)

@@ -129,7 +129,7 @@ def run_json(
 def start_device(*words: str, program: Sequence[str] = ("edge_sdk",)) -> subprocess.Popen[str]:
     """Start ``edge-sdk run --json WORDS``, or a program that wraps it, in the background."""
     return subprocess.Popen(
-        [sys.executable, "-m", *program, "run", "--json", *words],
+        [sys.executable, "-m", *program, "run", "--now", "--json", *words],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -29,6 +29,8 @@ LIGHT_MODULES = [
     "edge_sdk.example",
     "edge_sdk.lean.eligibility",
     "edge_sdk.lean.memory_need",
+    "edge_sdk.inference",
+    "edge_sdk.inference.messages",
     "server",
     "server.cli",
     "server.app",
@@ -43,6 +45,7 @@ SERVER_MAY_IMPORT = {
     "edge_sdk.sketch",
     "edge_sdk.wire.manifest",
     "edge_sdk.wire.messages",
+    "edge_sdk.wire.parts",
     "edge_sdk.wire.payload",
     "edge_sdk.wire.proofs",
 }

@@ -8,7 +8,6 @@ import os
 import signal
 import sys
 import threading
-from typing import BinaryIO
 
 import psutil
 
@@ -47,11 +46,15 @@ def end_with_parent(parent_pid: int) -> None:
         os._exit(1)
 
 
-def end_with(stream: BinaryIO) -> None:
-    """End this process at once when a stream does, which its parent holds open."""
+def end_with(descriptor: int) -> None:
+    """End this process at once when what its parent holds open comes to an end.
+
+    It reads from the file itself: a thread that waits in a buffered reader aborts the interpreter
+    when that ends by itself.
+    """
 
     def read() -> None:
-        for _ in stream:
+        while os.read(descriptor, 4096):
             pass
         os._exit(0)
 

@@ -29,6 +29,7 @@ class Policy:
             midnight ``"22:00-06:30"``.
         min_free_memory_bytes: Left to other programs; below it training gives its memory back.
         min_free_disk_bytes: Left on the disk of the state folder.
+        yields: Whether training takes the processor and the disk only when nobody else wants them.
     """
 
     min_battery_percent: float | None = 60.0
@@ -39,6 +40,7 @@ class Policy:
     quiet_hours: str | None = None
     min_free_memory_bytes: int | None = 256 << 20
     min_free_disk_bytes: int | None = 512 << 20
+    yields: bool = True
 
     def __post_init__(self) -> None:
         for name in ("min_battery_percent", "max_other_cpu_percent"):
@@ -62,6 +64,7 @@ class Policy:
             max_temperature_c=None,
             min_free_memory_bytes=None,
             min_free_disk_bytes=None,
+            yields=False,
         )
 
 

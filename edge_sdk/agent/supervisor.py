@@ -75,7 +75,7 @@ class Supervisor:
         on_event: Callable[[Event], None] | None = None,
         senses: Senses | None = None,
     ) -> None:
-        self._settings = settings
+        self._settings = {**settings, "yields": policy.yields}
         self._state = state_folder
         self._on_event = on_event
         senses = senses or ThisDevice(state_folder, self._own_cpu_s)

@@ -80,14 +80,14 @@ def main() -> int:
         sys.stderr.write("this process is started by an agent: use edge-sdk run\n")
         return 2
     is_errand = "pull_to" in settings
-    if not is_errand:
+    if settings.pop("yields", False):
         yield_to_others()
     end_with_parent(settings.pop("parent_pid"))
     events = _own_stdout()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("edge_sdk").addHandler(_Told(events))
     if not is_errand:
-        end_with(sys.stdin.buffer)
+        end_with(sys.stdin.fileno())
     try:
         _work(settings, events)
     except EdgeError as error:

@@ -184,8 +184,7 @@ def _add_head(graph: Graph, shape: ModelShape, x: str, *, is_classifier: bool) -
         wide, size = graph.add_node("MatMul", [x, turned], "score.y"), "labels"
     else:
         tensor = _EMBEDDING if shape.is_tied else f"{_HEAD}.weight"
-        # Rounded to 4 bits, the head alone costs more accuracy than all blocks together.
-        wide = graph.add_frozen(_HEAD, {tensor: shape.vocab_size}, x, d, bits=8)
+        wide = graph.add_head(_HEAD, tensor, x, d, shape.vocab_size)
         size = str(shape.vocab_size)
     first = graph.add_constant("first", np.array([1], np.int64))
     graph.add_node("Squeeze", [wide, first], RESULT)

@@ -118,7 +118,7 @@ def _add_head(graph: Graph, shape: ModelShape, prefix: str, x: str) -> None:
     """Turn the first token's ``(1, d)`` into the result: BERT pools first, RoBERTa's head does."""
     d = shape.hidden_size
     if shape.model_type == "bert":
-        pooled = graph.add_frozen("pooler", {f"{prefix}pooler.dense.weight": d}, x, d, bits=8)
+        pooled = graph.add_head("pooler", f"{prefix}pooler.dense.weight", x, d, d)
         x = graph.add_node("Tanh", [pooled], "pooled")
         _add_dense(graph, "classifier", x, ("labels", d), RESULT)
         return

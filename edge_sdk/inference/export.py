@@ -27,14 +27,17 @@ from edge_sdk.one_writer import one_writer
 from edge_sdk.wire.messages import TaskType
 from edge_sdk.wire.typed_json import decode_json
 
-WeightFormat = Literal["int4", "int8", "fp32"]
-"""Of the frozen matrices; an adapter is always fp32."""
+WeightFormat = Literal["nf4", "int4", "int8", "fp32"]
+"""Of the frozen matrices; an adapter is always fp32.
+
+``nf4`` are the values a base in NF4 has, as adapters are trained on it, held in 8 bits each.
+"""
 
 GRAPH_FILE, WEIGHT_FILE, RECORD_FILE = "model.onnx", "weights.bin", "export.json"
 
 _VERSION = 1
 _DIGEST_LETTERS = 32
-_BITS: Mapping[str, Bits | None] = {"int4": 4, "int8": 8, "fp32": None}
+_BITS: Mapping[str, Bits | None] = {"nf4": 8, "int4": 4, "int8": 8, "fp32": None}
 _HEAD_UNIT = 16  # of ONNX Runtime's attention
 _ENCODERS = ("bert", "roberta", "xlm-roberta")
 
@@ -189,7 +192,7 @@ def _write(
     # How many labels there are is the adapter's to say; any number gives the same graph.
     shape = read_shape(weights.config, task_type, num_labels=2)
     with WeightFile(folder / WEIGHT_FILE) as file:
-        graph = Graph(weights, file, _BITS[weight_format])
+        graph = Graph(weights, file, _BITS[weight_format], has_nf4=weight_format == "nf4")
         if shape.is_encoder:
             build_encoder(graph, shape)
         else:

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from edge_sdk.inference.blocks import BLOCK, Bits, block_shapes, round_to_blocks
+from edge_sdk.inference.nf4 import BLOCK as NF4_BLOCK
+from edge_sdk.inference.nf4 import round_to_nf4
 from edge_sdk.inference.weight_file import WeightFile
 from edge_sdk.inference.weights import Weights
 
@@ -34,11 +36,15 @@ class Graph:
         weights: Of the model.
         file: Where weights are written to as they are added.
         bits: Of the frozen matrices; None keeps them in fp32.
+        has_nf4: The layers of blocks are rounded to the values of NF4 before.
     """
 
-    def __init__(self, weights: Weights, file: WeightFile, bits: Bits | None) -> None:
+    def __init__(
+        self, weights: Weights, file: WeightFile, bits: Bits | None, *, has_nf4: bool = False
+    ) -> None:
         self.weights = weights
         self.bits = bits
+        self._has_nf4 = has_nf4
         self._file = file
         self._nodes: list[onnx.NodeProto] = []
         self._inputs: list[onnx.ValueInfoProto] = []
@@ -110,9 +116,7 @@ class Graph:
         rows = self.add_node("Gather", [table, tokens], f"{output}.rows")
         return self.add_node("Cast", [rows], output, to=FLOAT)
 
-    def add_linear(
-        self, slot: str, layers: Mapping[str, int], x: str, d_in: int, bits: Bits | None = None
-    ) -> str:
+    def add_linear(self, slot: str, layers: Mapping[str, int], x: str, d_in: int) -> str:
         """Add frozen layers that share an input as one, with the slots of their adapter.
 
         The slots are ``<slot>.lora_A (d_in, rank)`` and ``<slot>.lora_B (rank, width)``, the
@@ -124,35 +128,41 @@ class Graph:
             layers: Width of the output by the layer's name in the model's files.
             x: Name of the input ``(1, n, d_in)``.
             d_in: Width of the input.
-            bits: See :meth:`add_frozen`.
         """
         width = sum(layers.values())
-        y = self.add_frozen(slot, {f"{x}.weight": n for x, n in layers.items()}, x, d_in, bits)
+        tensors = {f"{name}.weight": n for name, n in layers.items()}
+        y = self._add_product(slot, tensors, x, d_in, self.bits, has_nf4=self._has_nf4)
         a = self.add_slot(f"{slot}.lora_A", (d_in, f"{slot}.rank"))
         b = self.add_slot(f"{slot}.lora_B", (f"{slot}.rank", width))
         narrow = self.add_node("MatMul", [x, a], f"{slot}.narrow")
         wide = self.add_node("MatMul", [narrow, b], f"{slot}.wide")
         return self.add_node("Add", [y, wide], f"{slot}.adapted")
 
-    def add_frozen(
-        self, name: str, tensors: Mapping[str, int], x: str, d_in: int, bits: Bits | None = None
-    ) -> str:
-        """Add a product with matrices of the model, one below the other, and their biases.
+    def add_head(self, name: str, tensor: str, x: str, d_in: int, d_out: int) -> str:
+        """Add a product with a matrix outside the blocks ``(d_out, d_in)``, and its bias.
 
-        Args:
-            name: Of the product.
-            tensors: Rows of each matrix ``(rows, d_in)`` by its name.
-            x: Name of the input ``(1, n, d_in)``.
-            d_in: Width of the input.
-            bits: Of the rounded matrix, if not those of the graph; a graph in fp32 rounds none.
+        It is never rounded to less than 8 bits: a head in 4 costs much accuracy and saves little.
         """
+        bits: Bits | None = None if self.bits is None else 8
+        return self._add_product(name, {tensor: d_out}, x, d_in, bits, has_nf4=False)
+
+    def _add_product(
+        self,
+        name: str,
+        tensors: Mapping[str, int],
+        x: str,
+        d_in: int,
+        bits: Bits | None,
+        *,
+        has_nf4: bool,
+    ) -> str:
+        """Add a product with matrices of the model, one below the other, and their biases."""
         sources = [self.weights.array(tensor, (n, d_in)) for tensor, n in tensors.items()]
         bias = self._add_bias(name, tensors)
-        if self.bits is None:
+        if bits is None:
             y = self.add_node("MatMul", [x, self._add_turned(name, sources)], f"{name}.y")
             return self.add_node("Add", [y, bias], f"{name}.biased") if bias else y
-        bits = bits or self.bits
-        operands = [x, *self._add_blocks(name, sources, bits)]
+        operands = [x, *self._add_blocks(name, sources, bits, has_nf4=has_nf4)]
         return self.add_node(
             "MatMulNBits",
             [*operands, "", "", bias] if bias else operands,
@@ -202,7 +212,7 @@ class Graph:
         return f"{name}.matrix"
 
     def _add_blocks(
-        self, name: str, sources: Sequence[NDArray[Any]], bits: Bits
+        self, name: str, sources: Sequence[NDArray[Any]], bits: Bits, *, has_nf4: bool
     ) -> tuple[str, str]:
         codes, scales = f"{name}.codes", f"{name}.scales"
         rows, columns = sum(len(source) for source in sources), sources[0].shape[1]
@@ -211,7 +221,7 @@ class Graph:
 
         def parts() -> Iterator[NDArray[np.uint8]]:
             for part in chain.from_iterable(self._row_parts(x, columns) for x in sources):
-                blocks = round_to_blocks(part, bits)
+                blocks = round_to_blocks(round_to_nf4(part) if has_nf4 else part, bits)
                 found.append(blocks.scales)
                 yield blocks.codes
 
@@ -222,8 +232,11 @@ class Graph:
         return codes, scales
 
     def _row_parts(self, matrix: NDArray[Any], width: int) -> Iterator[NDArray[Any]]:
-        """Yield as many rows of ``width`` as fit a part; keep no page of the model in memory."""
-        step = max(1, _PART_NUMBERS // width)
+        """Yield as many rows of ``width`` as fit a part; keep no page of the model in memory.
+
+        A part has a multiple of NF4's block in rows, so that its blocks are those of the matrix.
+        """
+        step = max(1, _PART_NUMBERS // width // NF4_BLOCK) * NF4_BLOCK
         for start in range(0, len(matrix), step):
             yield matrix[start : start + step]
             self.weights.forget()

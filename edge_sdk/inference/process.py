@@ -167,7 +167,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--model", type=Path, required=True, help="folder of the base model")
     parser.add_argument("--adapter", type=Path, help="PEFT folder or adapter file")
-    parser.add_argument("--format", choices=get_args(WeightFormat), default="int4")
+    parser.add_argument("--format", choices=get_args(WeightFormat), default="nf4")
     parser.add_argument("--task-type", choices=get_args(TaskType))
     parser.add_argument("--threads", type=int, help="default: one per physical core")
     parser.add_argument("--cache", type=Path, help="folder of exports")

@@ -51,6 +51,9 @@ class Runtime:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = _ERRORS_ONLY
         options.intra_op_num_threads = threads or 0
+        # A thread that waits by spinning takes the core from the one it waits for, when training
+        # or the host app keep the cores busy as well.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.enable_mem_pattern = False  # texts differ in length: each would leave a pattern
         try:
             self.session = onnxruntime.InferenceSession(

@@ -184,7 +184,7 @@ def open_session(
     folder: Path,
     adapter: Path | None = None,
     *,
-    weight_format: WeightFormat = "int4",
+    weight_format: WeightFormat = "nf4",
     task_type: TaskType | None = None,
     labels: Sequence[str] | None = None,
     threads: int | None = None,

@@ -621,6 +621,17 @@ class UpdateNotice:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HeldParts:
+    """Which parts of an update the server has.
+
+    Attributes:
+        parts: Their numbers, from 0, in order.
+    """
+
+    parts: list[int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class UploadPlace:
     """Where an update may be put with one ``PUT``, by whoever knows the address.
 

@@ -3,6 +3,7 @@
 import time
 
 import numpy as np
+import pytest
 import requests
 
 from edge_sdk.wire import payload
@@ -15,7 +16,7 @@ from edge_sdk.wire.messages import (
     TaskSpec,
     decode_message,
 )
-from tests.server.tasks import update_body
+from tests.server.tasks import tiny_spec, update_body
 
 TENSORS = "application/vnd.safetensors"
 
@@ -96,6 +97,19 @@ def test_an_update_in_pieces_of_unannounced_length_is_taken(service, device):
         headers={"Content-Digest": payload.content_digest(body)},
     )
     assert answer.json()["digest"] == payload.digest(body)
+
+
+@pytest.mark.parametrize("encoding", ["float16", "int8", "int4"])
+def test_an_update_in_codes_is_taken_and_one_of_another_encoding_is_not(service, encoding):
+    ways = {"cohort_size": 1, "quorum": 1, "update_encoding": encoding, "error_feedback": True}
+    spec = service.site.add_task(tiny_spec("coded", **ways))
+    device = service.device()
+    k = device.check_in("coded").json()["assignment"]["k"]
+    assert decode_message(TaskSpec, device.call("GET", "/v1/tasks/coded").content) == spec
+    refused = device.put(update_body(service.spec, k, seed=1), task="coded")
+    assert (refused.status_code, refused.json()["code"]) == (400, "malformed_payload")
+    body = update_body(spec, k, seed=1)
+    assert device.put(body, task="coded").json()["digest"] == payload.digest(body)
 
 
 def test_a_whole_task_runs_to_its_end_over_http(service):

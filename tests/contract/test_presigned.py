@@ -11,6 +11,7 @@ import requests
 from edge_sdk.transport import Transport
 from edge_sdk.wire import payload
 from edge_sdk.wire.messages import CheckIn
+from edge_sdk.wire.update_body import update_limit
 from server.auth import make_enrolment_token
 from server.settings import Settings
 from tests.contract.conftest import Device, Service
@@ -107,6 +108,18 @@ def test_an_update_goes_by_way_of_the_store_and_counts_once(house, task):
     assert device.put(body, task=task.name).json() == receipt.json()
     assert house.accepted(task.name) == 1
     assert urlsplit(url).path.startswith(urlsplit(house.place.address).path + "/staged/")
+
+
+def test_an_update_in_codes_goes_by_way_of_the_store_up_to_its_own_limit(house, task):
+    coded = tiny_spec(f"{task.name}c", cohort_size=2, quorum=2, update_encoding="int4")
+    house.service.site.add_task(coded)
+    device = assigned(house, coded)
+    body = update_body(coded, K, seed=1)
+    large = staged(device, coded, "POST", body, size_bytes=update_limit(coded, K) + 1)
+    check_problem(large, 413, "too_large")
+    put_at_signed(device, coded, body)
+    assert staged(device, coded, "PUT", body).json()["digest"] == payload.digest(body)
+    assert house.accepted(coded.name) == 1
 
 
 def test_the_sdk_uses_the_store_by_itself(house, task, monkeypatch):

@@ -281,7 +281,7 @@ def test_server_that_stays_away_is_given_up_on_after_the_patience(data, tmp_path
         (["plan", "--model", "TINY", "--rank", "8", "--target", "nothing"], "match no layer"),
         (["plan", "--model", "TINY", "--rank", "8", "--memory-budget", "1MB"], "short"),
         (["join", "nowhere", "--token", "x"], "http://host:port"),
-        (["run", "--data", "x.jsonl"], "enrolment token"),
+        (["run", "--now", "--data", "x.jsonl"], "enrolment token"),
         (["infer", "hello", "--adapter", "/no/such/adapter"], "cannot be read"),
     ],
 )

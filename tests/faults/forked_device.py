@@ -92,25 +92,31 @@ class Device:
 
 def _serve() -> None:
     import torch
-    import transformers  # noqa: F401 - or every device would start a process to tokenize
+    from transformers import AutoTokenizer  # noqa: F401 - or each would import it, in seconds
 
-    import edge_sdk.local_trainer  # noqa: F401
-    import edge_sdk.participation  # noqa: F401
+    import edge_sdk.base_model
+    import edge_sdk.data
+    import edge_sdk.participation
     import edge_sdk.round_loop  # noqa: F401
     from edge_sdk.agent import journal
 
     torch.set_num_threads(1)
     journal.PROGRESS_EVERY_S, journal.PROGRESS_SHARE = 0.0, math.inf
     gc.collect()
-    gc.freeze()  # what was imported is no garbage: no device looks through it again
-    print("ready", flush=True)
+    gc.freeze()  # what was imported is no garbage: no device looks through it
+    _say("ready")
     for line in sys.stdin:
         order = json.loads(line)
         pid = os.fork()
         if pid == 0:
             os._exit(_run(order["arguments"], order["failpoint"], order["said"]))
-        print(pid, flush=True)
-        print(os.waitpid(pid, 0)[1], flush=True)
+        _say(pid)
+        _say(os.waitpid(pid, 0)[1])
+
+
+def _say(word: object) -> None:
+    sys.stdout.write(f"{word}\n")
+    sys.stdout.flush()
 
 
 def _run(arguments: Sequence[str], failpoint: str, said: str) -> int:

@@ -1,6 +1,7 @@
 """A device that loses its power, or is killed, at any moment of a round: counted once, the same.
 
-``EDGE_TEST_KILLS`` says how many kills at random moments there are.
+``EDGE_TEST_KILLS`` says how many kills at random moments there are; if it is set, power is also
+lost before anything is written and in the middle of a file that has no name yet.
 """
 
 from __future__ import annotations
@@ -9,30 +10,38 @@ import os
 import random
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 
+from edge_sdk.errors import NotFound
 from edge_sdk.identity import load_identity
 from edge_sdk.transport import Transport
 from tests.faults.forked_device import Devices
+from tests.numpy_device import wait_for
 from tests.processes import ServerProcess, run_json
 from tests.tiny_model import write_jsonl
 
+EVERY = "EDGE_TEST_KILLS" in os.environ
 KILLS = int(os.environ.get("EDGE_TEST_KILLS", "4"))
-STEPS = 6
-LEFT = ("nothing", "partial", "empty", "half", "most", "whole")
+HOST_KILLS = KILLS if EVERY else 1
+STEPS = 3
+LEFT = ("empty", "half", "most", "whole", *(("nothing", "partial") if EVERY else ()))
 WRITES = [
     *(f"work:1:{left}" for left in LEFT),
-    *(f"progress:{number}:{left}" for number in (1, STEPS) for left in LEFT),
+    *(f"progress:1:{left}" for left in LEFT),
+    *(f"progress:{STEPS}:{left}" for left in (LEFT if EVERY else ("half",))),
     *(f"update:1:{left}" for left in LEFT),
     *(f"removal:{number}:nothing" for number in (1, 2, 3)),
 ]
-"""The first slice, the first and the last progress, the update; then progress, slice and update
-are removed."""
+"""The slice, the first and the last progress and the update are written; then the progress, the
+slice and the update are removed."""
 
 pytestmark = pytest.mark.processes
 
@@ -100,14 +109,14 @@ def make_twins(
     shutil.copytree(folder / "device", folder / "twin")
     flags = ["--data", str(data), "--threads", "1", "--quantization", "fp32", "--json"]
     with ServerProcess(folder / "peace", port=port) as server:
-        twin = devices.start("run", "--state", str(folder / "twin"), *flags)
+        twin = devices.start("run", "--now", "--state", str(folder / "twin"), *flags)
         assert twin.wait() == 0, twin.said()
         assert [done["counted"] for done in twin.rounds()] == [True] * rounds
         transport = Transport(server.address, load_identity(folder / "twin"))
         undisturbed = [info.digest for info in transport.adapters("t")]
         times = [info.created_at for info in transport.adapters("t")]
     assert len(set(undisturbed)) == rounds + 1, "every round moves the adapter"
-    flags = ["run", "--state", str(folder / "device"), *flags]
+    flags = ["run", "--now", "--state", str(folder / "device"), *flags]
     return Twins(folder, flags, port, rounds, undisturbed, (times[-1] - times[1]) / (rounds - 1))
 
 
@@ -138,3 +147,75 @@ def test_killed_at_random_moments_it_ends_every_round_with_the_same_one_update(
         device = devices.start(*twins.flags)
         assert device.wait() == 0, device.said()
         twins.check(server)
+
+
+def test_a_host_and_its_trainer_killed_at_random_moments_end_every_round_with_the_same_one_update(
+    devices, tmp_path, tiny_llama
+):
+    """The trainer is killed under a host that lives, which starts another; then the host is."""
+    rng = random.Random(11)
+    twins = make_twins(tmp_path, tiny_llama, devices, 2 * HOST_KILLS + 2, 30)
+    with twins.server() as server:
+        transport = Transport(server.address, load_identity(tmp_path / "device"))
+        host, started = start_host(twins), time.monotonic()
+        try:
+            wait_for(lambda: has_begun(transport), 120)
+            until_first_s = time.monotonic() - started
+            for _ in range(HOST_KILLS):
+                first = wait_for_trainer(host, other_than=None)
+                time.sleep(rng.uniform(0.0, 2 * twins.round_s))
+                first.kill()
+                second = wait_for_trainer(host, other_than=first)
+                time.sleep(rng.uniform(0.0, until_first_s + 2 * twins.round_s))
+                assert host.poll() is None, "it was done before"
+                host.kill()
+                host.communicate()
+                wait_for(lambda orphan=second: not orphan.is_running(), 20)
+                host = start_host(twins)
+            _, errors = host.communicate(timeout=280)
+            assert host.returncode == 0, errors
+        finally:
+            host.kill()
+            host.communicate()
+        twins.check(server)
+
+
+def has_begun(transport: Transport) -> bool:
+    try:
+        return transport.round_status("t", 1).assigned == 1
+    except NotFound:
+        return False
+
+
+def start_host(twins: Twins) -> subprocess.Popen[str]:
+    program = "tests.faults.embedding_host"
+    return subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            program,
+            str(twins.folder / "data.jsonl"),
+            str(twins.folder / "device"),
+        ],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for_trainer(
+    host: subprocess.Popen[str], other_than: psutil.Process | None
+) -> psutil.Process:
+    """Return the training process of a host, once it has one, and another one than before."""
+    found: list[psutil.Process] = []
+
+    def look() -> bool:
+        found[:] = [
+            child
+            for child in psutil.Process(host.pid).children()
+            if child != other_than and "edge_sdk.agent.trainer" in " ".join(child.cmdline())
+        ]
+        return bool(found)
+
+    wait_for(look, 60)
+    return found[0]

@@ -20,9 +20,11 @@ from edge_sdk.inference import Sampling, Session, open_session
 from edge_sdk.inference.adapter_file import convert_peft_folder, write_adapter
 from edge_sdk.inference.blocks import round_to_blocks, widen
 from edge_sdk.inference.export import WEIGHT_FILE, check_export, export_once
+from edge_sdk.inference.nf4 import round_to_nf4
 from edge_sdk.inference.providers import choose_providers
 from edge_sdk.inference.rotation import rotation_tables
 from edge_sdk.lean.architecture import read_architecture
+from edge_sdk.lean.nf4 import decode_nf4, quantize_nf4
 from edge_sdk.model_folder import read_config
 from edge_sdk.model_shape import ModelShape, read_shape
 from tests.sdk.inference_parts import (
@@ -297,8 +299,8 @@ def test_what_cannot_be_exported_says_why(tiny_llama, tiny_bert, base, tmp_path)
         export_once(tiny_llama, "fp32", "CAUSAL_LM", tmp_path)
     with pytest.raises(ModelError, match="generates no text"):
         export_once(tiny_bert, "fp32", "CAUSAL_LM", tmp_path)
-    with pytest.raises(ConfigError, match="int4, int8, fp32"):
-        export_once(base, "nf4", "CAUSAL_LM", tmp_path)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="nf4, int4, int8, fp32"):
+        export_once(base, "int3", "CAUSAL_LM", tmp_path)  # type: ignore[arg-type]
 
 
 def test_a_model_refuses_what_it_is_not_made_for(session, tiny_bert, tmp_path):
@@ -326,6 +328,16 @@ def test_rounding_errs_little_and_never_over_the_edge_of_a_block(bits, most):
     found = widen(blocks, 100, bits)
     assert np.linalg.norm(found - matrix) / np.linalg.norm(matrix) < most
     assert (found[3] == 0).all()
+
+
+def test_nf4_is_that_of_the_trainer(tmp_path):
+    """But for the scales, which the trainer rounds to 8 bits."""
+    matrix = np.random.default_rng(0).normal(size=(70, 48)).astype(np.float32)
+    packed, absmax = quantize_nf4(torch.tensor(matrix))
+    wanted = torch.empty(matrix.size)
+    decode_nf4(packed, absmax, wanted)
+    found = round_to_nf4(matrix)
+    np.testing.assert_allclose(found.reshape(-1), wanted.numpy(), rtol=0.02, atol=1e-6)
 
 
 @pytest.mark.parametrize("family", ["llama", "llama 3"])

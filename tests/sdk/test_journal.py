@@ -1,4 +1,4 @@
-"""The journal gives back what was kept, or says that it cannot; it never gives back anything else."""
+"""The journal gives back what was kept, or says that it cannot, and never anything else."""
 
 from __future__ import annotations
 

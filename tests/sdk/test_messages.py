@@ -88,6 +88,7 @@ MESSAGES = [
     REPLY,
     wire.UpdateReport(examples=120, loss=0.75, seconds=12.5, peak_rss_bytes=1_000_000_000),
     wire.UpdateNotice(size_bytes=1_226_208, digest="cd" * 32),
+    wire.HeldParts(parts=[0, 1, 4]),
     wire.UploadPlace(
         url="https://s3.example/b/staged/d-1/t/3?X-Amz-Signature=0", expires_in_s=300.0
     ),

@@ -9,10 +9,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from io import BytesIO
 
 import pytest
 
-from edge_sdk import transport
+from edge_sdk import http_link, transport
 from edge_sdk.errors import (
     ConfigError,
     DigestMismatch,
@@ -212,7 +213,7 @@ BODY = b"0123456789" * 10
 @pytest.fixture
 def small_pieces(monkeypatch):
     """A piece that was not read whole when the connection was cut does not count."""
-    monkeypatch.setattr(transport, "_CHUNK_BYTES", 10)
+    monkeypatch.setattr(http_link, "_CHUNK_BYTES", 10)
 
 
 def fetch(address: str) -> bytes:
@@ -305,7 +306,7 @@ def test_a_password_for_the_host_does_not_replace_the_access_token(answers, monk
     monkeypatch.setenv("NETRC", str(netrc))
     answers.prepared = [(200, {}, b"[]")]
     transport = Transport(answers.address)
-    transport._session.headers["Authorization"] = "Bearer of-the-device"
+    transport._link.session.headers["Authorization"] = "Bearer of-the-device"
     transport.tasks()
     assert answers.requests[0][2]["Authorization"] == "Bearer of-the-device"
 
@@ -316,8 +317,8 @@ def test_the_store_sees_no_credentials(answers, object_store, monkeypatch, tmp_p
     monkeypatch.setenv("NETRC", str(netrc))
     transport = offered(answers, place_at(object_store), RECEIPT)
     object_store.prepared = [(200, {"Set-Cookie": "a=b"}, b"")]
-    transport._session.headers["Authorization"] = "Bearer of-the-device"
-    transport._session.cookies.set("session", "of-the-server")
+    transport._link.session.headers["Authorization"] = "Bearer of-the-device"
+    transport._link.session.cookies.set("session", "of-the-server")
     transport.submit("t", 1, UPDATE)
     (_, _, headers, _) = object_store.requests[0]
     assert headers.keys().isdisjoint({"Authorization", "Cookie", "Proxy-Authorization"})
@@ -386,13 +387,14 @@ def test_a_store_is_used_only_while_it_is_offered(answers):
 @pytest.mark.parametrize("url", ["http://127.0.0.1:1/", "ftp://h/", "//h/", "https://[", ""])
 def test_a_device_of_a_server_with_tls_sends_nothing_without(url, object_store):
     for address in (url, object_store.address):
-        assert not put_into_store(address, UPDATE, (1.0, 1.0), needs_tls=True)
+        assert not put_into_store(address, BytesIO(UPDATE), (1.0, 1.0), needs_tls=True)
     assert object_store.requests == []
 
 
 def test_a_slow_link_is_not_taken_for_a_dead_one(monkeypatch):
     """A large body takes longer than a connection may, but it never stands still."""
-    monkeypatch.setattr(transport, "CONNECT_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(http_link, "CONNECT_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(transport, "WHOLE_UP_TO_BYTES", 16 << 20)
     size, piece = 8 << 20, 1 << 16
 
     def take(listener: socket.socket) -> None:

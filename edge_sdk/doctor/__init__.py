@@ -1,0 +1,1 @@
+"""``edge-sdk doctor``: what usually fails on a device, tried, with the fix for each."""

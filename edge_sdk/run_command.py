@@ -1,0 +1,187 @@
+"""``edge-sdk run``, ``status`` and ``leave``: the agent on the command line."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import time
+from dataclasses import asdict
+from typing import Any
+
+from rich.console import Console
+
+from edge_sdk.agent.only_one import OnlyOne, is_agent_running
+from edge_sdk.agent.policy import Policy
+from edge_sdk.agent.status import Status, read_status
+from edge_sdk.agent.supervisor import Event
+from edge_sdk.client import EdgeClient
+from edge_sdk.errors import EdgeError
+from edge_sdk.plan_command import read_allowance
+from edge_sdk.quantities import format_bytes, format_seconds
+
+_LEFT_BEHIND = ("device.json", "joining.json", "trust.json", "status.json")
+
+
+def add_policy_options(parser: argparse.ArgumentParser) -> None:
+    """Add when this device may train; :func:`read_policy` reads it back."""
+    usual = Policy()
+    add = parser.add_argument
+    add(
+        "--now",
+        action="store_true",
+        help="in this process, whatever the device is doing: no rule below counts",
+    )
+    add(
+        "--min-battery",
+        type=float,
+        metavar="PERCENT",
+        default=usual.min_battery_percent,
+        help="train on battery only above this charge; 100: on mains only (default: %(default)g)",
+    )
+    add("--metered", action="store_true", help="also on a network that costs money")
+    add(
+        "--max-other-cpu",
+        type=float,
+        metavar="PERCENT",
+        default=usual.max_other_cpu_percent,
+        help="of the processor, used by other programs (default: %(default)g)",
+    )
+    add(
+        "--max-temperature",
+        type=float,
+        metavar="CELSIUS",
+        default=usual.max_temperature_c,
+        help="of the hottest sensor (default: %(default)g)",
+    )
+    add("--quiet-hours", metavar="HH:MM-HH:MM", help="local time in which it never trains")
+
+
+def read_policy(options: argparse.Namespace) -> Policy:
+    """Return the policy the options describe."""
+    return Policy(
+        min_battery_percent=options.min_battery,
+        allows_metered=options.metered,
+        max_other_cpu_percent=options.max_other_cpu,
+        max_temperature_c=options.max_temperature,
+        quiet_hours=options.quiet_hours,
+    )
+
+
+def run(options: argparse.Namespace, out: Console, print_json: Any) -> None:
+    """Take part until the task is finished.
+
+    Raises:
+        EdgeError: It failed for good.
+    """
+    show = print_json if options.json else lambda facts: out.print(_round_line(facts))
+    if options.now:
+        _run_here(options, show)
+    else:
+        _run_in_background(options, out, show)
+
+
+def _run_here(options: argparse.Namespace, show: Any) -> None:
+    from edge_sdk.round_loop import RoundLoop
+
+    if not options.json:
+        logging.getLogger("edge_sdk").setLevel(logging.INFO)
+    loop = RoundLoop(**_arguments(options))
+    for done in loop.rounds():
+        show(asdict(done))
+
+
+def _run_in_background(options: argparse.Namespace, out: Console, show: Any) -> None:
+    def tell(event: Event) -> None:
+        if event.kind == "round":
+            show(event.facts)
+        elif options.json:
+            return
+        elif event.kind == "state":
+            out.print(_state_line(event.status), highlight=False)
+        else:
+            sys.stderr.write(f"{event.message}\n")
+
+    client = EdgeClient(**_arguments(options), policy=read_policy(options), on_event=tell)
+    with client:
+        status = client.wait()
+    if status.state == "failed":
+        raise EdgeError("; ".join(status.reasons))
+
+
+def _arguments(options: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "data": options.data,
+        "server": options.server,
+        "task": options.task,
+        "model": options.model,
+        "enrolment_token": options.token,
+        "name": options.name,
+        "state_folder": options.state,
+        "allowance": read_allowance(options),
+        "gate": options.gate,
+        "personal": options.personal,
+    }
+
+
+def show_status(options: argparse.Namespace, out: Console, print_json: Any) -> None:
+    """Say what the agent of a state folder is doing."""
+    is_running = is_agent_running(options.state)
+    status = read_status(options.state)
+    if options.json:
+        print_json({**asdict(status), "is_running": is_running})
+        return
+    if not is_running:
+        out.print("no agent is running here")
+    out.print(_state_line(status), highlight=False)
+    if status.rounds_counted or status.uploaded_bytes:
+        out.print(
+            f"{status.rounds_counted} rounds counted, {format_bytes(status.uploaded_bytes)} sent, "
+            f"{format_bytes(status.downloaded_bytes)} received"
+        )
+
+
+def leave(options: argparse.Namespace, out: Console, print_json: Any) -> None:
+    """Forget the server: its address, this device's key, and what was kept of its rounds.
+
+    Raises:
+        AlreadyRunning: An agent is at work.
+    """
+    import shutil
+
+    lock = OnlyOne(options.state)
+    try:
+        gone = [name for name in _LEFT_BEHIND if (options.state / name).exists()]
+        for name in gone:
+            (options.state / name).unlink()
+        for name in ("journal", "adapters", "adapter", "feedback"):
+            shutil.rmtree(options.state / name, ignore_errors=True)
+    finally:
+        lock.release()
+    if options.json:
+        print_json({"left": bool(gone)})
+        return
+    out.print("this device has left its server" if gone else "this device had joined no server")
+
+
+def _round_line(done: dict[str, Any]) -> str:
+    late = "" if done["counted"] else "  too late, not counted"
+    return (
+        f"round {done['round_number']}: k {done['k']}, loss {done['loss']:.3f}, "
+        f"up {format_bytes(done['upload_bytes'])}, down {format_bytes(done['download_bytes'])}, "
+        f"{done['training_s']:.1f} s, peak {format_bytes(done['peak_rss_bytes'])} "
+        f"(planned {format_bytes(done['planned_bytes'])}){late}"
+    )
+
+
+def _state_line(status: Status) -> str:
+    ago = format_seconds(max(0.0, time.time() - status.since)) if status.since else ""
+    for_how_long = f" for {ago}" if ago and time.time() - status.since >= 1 else ""
+    if status.state == "training" and status.steps:
+        what = f"training, round {status.round_number}, step {status.step} of {status.steps}"
+    elif status.round_number:
+        what = f"{status.state}, round {status.round_number}"
+    else:
+        what = status.state
+    because = f": {'; '.join(status.reasons)}" if status.reasons else ""
+    return f"{what}{for_how_long}{because}"

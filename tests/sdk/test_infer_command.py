@@ -1,0 +1,60 @@
+"""``edge-sdk infer`` takes ONNX Runtime where it can, and torch says the same."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from edge_sdk import infer_command
+from edge_sdk.cli import main
+from tests.sdk.inference_parts import save_adapter, save_model
+from tests.sdk.parts import LABELS, classifier_spec
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    base = save_model(tmp_path_factory.mktemp("base"))
+    return save_adapter(tmp_path_factory.mktemp("adapter"), base)
+
+
+def infer(capsys, *options: object) -> dict:
+    words = ["infer", "what is the city", *map(str, options), "--threads", "1", "--json"]
+    assert main(words) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_both_engines_continue_a_prompt_alike(adapter, capsys):
+    common = ("--adapter", adapter, "--quantization", "fp32", "--max-new-tokens", 8)
+    with_onnx = infer(capsys, *common)
+    assert with_onnx == infer(capsys, *common, "--engine", "torch")
+    assert with_onnx["completion"]
+
+
+def test_both_engines_label_a_text_alike(tiny_bert, tmp_path, capsys):
+    adapter = save_adapter(tmp_path, tiny_bert, 4, classifier_spec(), targets=None)
+    common = ("--adapter", adapter, "--quantization", "fp32")
+    with_onnx = infer(capsys, *common)
+    assert list(with_onnx) == LABELS
+    assert with_onnx == pytest.approx(infer(capsys, *common, "--engine", "torch"), abs=1e-6)
+
+
+def test_onnx_is_taken_unless_it_is_missing_or_cannot_compute_the_model(
+    adapter, tiny_llama, monkeypatch
+):
+    base = Path(
+        json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"]
+    )
+    choose = infer_command.choose_engine
+    assert choose(base, "nf4", is_classifier=False) == "onnx"
+    assert choose(base, "bf16", is_classifier=False) == "torch"
+    assert choose(tiny_llama, "nf4", is_classifier=False) == "torch"
+    monkeypatch.setattr(infer_command, "find_spec", lambda name: None)
+    assert choose(base, "nf4", is_classifier=False) == "torch"
+
+
+def test_a_number_format_that_the_engine_does_not_have_is_refused(adapter, capsys):
+    words = ["infer", "what", "--adapter", str(adapter), "--engine", "torch", "--quantization"]
+    assert main([*words, "int4"]) == 1
+    assert "int4 is not one of nf4, int8, bf16, fp32" in capsys.readouterr().err
