@@ -172,6 +172,7 @@ def _setting(chosen: argparse.Namespace) -> Setting:
             cohort_size=len(demo.FLEET),
             quorum=len(demo.FLEET),
             sketch_sizes=list(demo.SKETCH_SIZES),
+            deadline_s=1e6,  # devices take turns here
         ),
     )
     execution = Execution(

@@ -111,7 +111,12 @@ class EdgeClient:
             if self._supervisor is not None and not self._supervisor.join(0):
                 return
             self._supervisor = Supervisor(
-                self._settings, self._policy, self._state, self._on_event, self._senses
+                self._settings,
+                self._policy,
+                self._state,
+                self._on_event,
+                self._senses,
+                self._inference_cpu_s,
             )
 
     def pause(self) -> None:
@@ -200,6 +205,11 @@ class EdgeClient:
             EdgeError: The model or the adapter cannot be used.
         """
         return self._opened().classify(text, choices)
+
+    def _inference_cpu_s(self) -> float:
+        """Inference is this SDK's own: it is no reason to stop training."""
+        inference = self._inference
+        return inference.cpu_s if inference is not None else 0.0
 
     def _opened(self) -> InferenceProcess:
         """Open the base model with the adapter fetched last; fetch one if there is none."""

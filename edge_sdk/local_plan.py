@@ -21,6 +21,7 @@ from edge_sdk.rates import Rates
 
 log = logging.getLogger("edge_sdk")
 
+
 class LocalPlanner:
     """Plans for one base model on this device.
 

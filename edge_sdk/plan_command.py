@@ -58,6 +58,8 @@ def add_allowance_options(parser: argparse.ArgumentParser) -> None:
     add("--transfer-budget", type=_amount(parse_bytes), metavar="SIZE", help="per round, both ways")
     add("--uplink", type=_amount(parse_rate), metavar="RATE", help="to the server, such as 2Mbit/s")
     add("--downlink", type=_amount(parse_rate), metavar="RATE", help="from the server")
+    add("--max-upload", type=_amount(parse_rate), metavar="RATE", help="never send faster")
+    add("--max-download", type=_amount(parse_rate), metavar="RATE", help="never receive faster")
     add("--threads", type=int, help="default: the cores this process may use")
 
 

@@ -6,6 +6,7 @@ import os
 import platform
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,7 +23,8 @@ from edge_sdk.sensors.network import read_metered
 from edge_sdk.sensors.power import read_power
 from edge_sdk.sensors.thermal import read_temperature
 
-_SLOW_S = {"metered": 30.0, "disk": 10.0, "power": 0.5, "temperature": 0.5, "input": 2.0}
+_SLOW_S = {"metered": 10.0, "disk": 10.0, "power": 0.5, "temperature": 0.5, "input": 2.0}
+_BY_PROGRAM = ("metered", "input")
 _CPU_WINDOW_S = 0.5
 _IDLE_HINT = ["loginctl", "list-sessions", "--no-legend", "--no-pager"]
 
@@ -69,10 +71,14 @@ class ThisDevice:
     Args:
         state_folder: Whose disk counts.
         own_cpu_s: Returns the processor seconds this SDK's own processes have used so far.
+        asks_for_input: Whether to find out when a key or the mouse was last used.
     """
 
-    def __init__(self, state_folder: Path, own_cpu_s: Callable[[], float]) -> None:
+    def __init__(
+        self, state_folder: Path, own_cpu_s: Callable[[], float], *, asks_for_input: bool = False
+    ) -> None:
         self._state = state_folder
+        self._asks_for_input = asks_for_input
         self._own_cpu_s = own_cpu_s
         self._kept: dict[str, tuple[float, object]] = {}
         self._cpu: list[tuple[float, float, float]] = []
@@ -86,7 +92,9 @@ class ThisDevice:
             is_on_mains=mains.value,
             is_metered=self._now_and_then("metered", _is_metered),
             other_cpu_percent=self._other_cpu_percent(),
-            input_idle_s=self._now_and_then("input", _input_idle_s),
+            input_idle_s=(
+                self._now_and_then("input", _input_idle_s) if self._asks_for_input else None
+            ),
             temperature_c=self._now_and_then("temperature", _temperature_c),
             free_memory_bytes=free_memory(),
             free_disk_bytes=self._now_and_then("disk", self._free_disk_bytes),
@@ -95,11 +103,20 @@ class ThisDevice:
     def _now_and_then(self, name: str, sensor: Callable[[], _Value]) -> _Value:
         now = time.monotonic()
         kept = self._kept.get(name)
-        if kept is None or now - kept[0] >= _SLOW_S[name]:
-            kept = now, sensor()
-            self._kept[name] = kept
+        if kept is None or (now - kept[0] >= _SLOW_S[name] and name not in _BY_PROGRAM):
+            kept = self._kept[name] = now, sensor()
+        elif now - kept[0] >= _SLOW_S[name]:
+            self._kept[name] = now, kept[1]
+            threading.Thread(
+                target=self._renew, args=(name, sensor), name=f"edge-sdk {name}", daemon=True
+            ).start()
         value: _Value = kept[1]  # type: ignore[assignment]
         return value
+
+    def _renew(self, name: str, sensor: Callable[[], object]) -> None:
+        """Ask a program without holding up a look: it may hang until it is killed."""
+        value = sensor()
+        self._kept[name] = time.monotonic(), value
 
     def _other_cpu_percent(self) -> float | None:
         """Compare with the newest look that is half a second old, or with the oldest there is."""

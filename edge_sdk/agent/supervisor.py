@@ -65,6 +65,7 @@ class Supervisor:
         state_folder: Of the device; one agent at a time.
         on_event: Called on the agent's thread; what it raises is logged and harms nothing.
         senses: What the rules look at; None takes this device's sensors.
+        other_cpu_s: Returns the processor seconds of more processes that are not the owner's.
     """
 
     def __init__(
@@ -74,11 +75,15 @@ class Supervisor:
         state_folder: Path,
         on_event: Callable[[Event], None] | None = None,
         senses: Senses | None = None,
+        other_cpu_s: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self._settings = {**settings, "yields": policy.yields}
         self._state = state_folder
         self._on_event = on_event
-        senses = senses or ThisDevice(state_folder, self._own_cpu_s)
+        self._other_cpu_s = other_cpu_s
+        if senses is None:
+            asks_for_input = policy.min_input_idle_s is not None
+            senses = ThisDevice(state_folder, self._own_cpu_s, asks_for_input=asks_for_input)
         self._eligibility = Eligibility(policy, senses)
         self._status = Status(
             since=time.time(), server=settings.get("server"), task=settings.get("task")
@@ -252,7 +257,8 @@ class Supervisor:
         self._moved_before = (self._status.uploaded_bytes, self._status.downloaded_bytes)
 
     def _own_cpu_s(self) -> float:
-        return self._ended_cpu_s + (self._child.cpu_s if self._child is not None else 0.0)
+        now = self._child.cpu_s if self._child is not None else 0.0
+        return self._ended_cpu_s + now + self._other_cpu_s()
 
     def _say(
         self, state: State, reasons: tuple[str, ...] = (), rules: tuple[str, ...] = ()

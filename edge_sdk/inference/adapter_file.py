@@ -73,7 +73,7 @@ def convert_peft_folder(folder: Path, shape: ModelShape, cache: Path | None = No
         StorageError: The file cannot be written.
     """
     path = _converted_path(folder, shape, cache or exports_folder() / "adapters")
-    if not is_readable(path):
+    if not path.is_file():
         config, arrays = read_peft_config(folder), read_peft_tensors(folder)
         try:
             alpha = float(config["lora_alpha"])
@@ -86,15 +86,6 @@ def convert_peft_folder(folder: Path, shape: ModelShape, cache: Path | None = No
             raise AdapterError(f"the adapter in {folder}: {error}") from error
         _drop_oldest(path.parent)
     return path
-
-
-def is_readable(path: Path) -> bool:
-    """Whether a file is a whole adapter."""
-    try:
-        onnxruntime.AdapterFormat.read_adapter(str(path))
-    except (OSError, *RUNTIME_ERRORS):
-        return False
-    return True
 
 
 def _join(arrays: Arrays, lora_scale: float, shape: ModelShape) -> Arrays:

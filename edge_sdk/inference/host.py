@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
+import psutil
 
 from edge_sdk.errors import EdgeError, by_code
 from edge_sdk.inference.messages import (
@@ -65,6 +66,15 @@ class InferenceProcess:
     def is_alive(self) -> bool:
         """Whether it still serves."""
         return self._process.poll() is None
+
+    @property
+    def cpu_s(self) -> float:
+        """Processor seconds used so far; 0 once it is gone."""
+        try:
+            used = psutil.Process(self._process.pid).cpu_times()
+        except psutil.Error:
+            return 0.0
+        return float(used.user + used.system)
 
     def generate(
         self, prompt: str, *, max_new_tokens: int, chat: bool, temperature: float

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from edge_sdk.errors import AdapterError, ConfigError, DataError
+from edge_sdk.heap import release_freed_memory
 from edge_sdk.inference.adapter import Adapter, open_adapter
 from edge_sdk.inference.adapter_file import SUFFIX, convert_peft_folder
 from edge_sdk.inference.choices import score_choices, split_choices
@@ -73,8 +74,7 @@ class Session:
             self._in_use = _InUse(None, ())
             return
         is_file = adapter.suffix == SUFFIX
-        file = adapter if is_file else convert_peft_folder(adapter, self._shape)
-        found = open_adapter(file, self._runtime.slots)
+        found = self._open(adapter) if is_file else self._open_folder(adapter)
         if not self.is_classifier:
             self._in_use = _InUse(found, ())
             return
@@ -164,6 +164,17 @@ class Session:
         probabilities = np.exp(log_softmax(scores)).tolist()
         return dict(zip(in_use.labels, probabilities, strict=True))
 
+    def _open(self, file: Path) -> Adapter:
+        return open_adapter(file, self._runtime.slots)
+
+    def _open_folder(self, folder: Path) -> Adapter:
+        file = convert_peft_folder(folder, self._shape)
+        try:
+            return self._open(file)
+        except AdapterError:  # what was converted before is damaged
+            file.unlink(missing_ok=True)
+            return self._open(convert_peft_folder(folder, self._shape))
+
     @property
     def is_classifier(self) -> bool:
         """Whether it labels texts; otherwise it continues them."""
@@ -214,6 +225,7 @@ def open_session(
     export = export_once(folder, weight_format, task_type, cache)
     session = Session(folder, Runtime(export, threads))
     session.swap(adapter, labels)
+    release_freed_memory()  # what opening took
     return session
 
 

@@ -386,7 +386,8 @@ def test_a_device_that_cannot_afford_all_ranks_uses_the_global_adapter(
 
 def test_taking_part_ends_with_the_last_version_in_use(world, data, tmp_path, capsys):
     """The whole way by the command line: rounds, gate, personal adapter, pull."""
-    words = ["run", "--now", "--data", str(data), "--server", world.url, "--token", world.token, "--json"]
+    words = ["run", "--now", "--data", str(data), "--json"]
+    words += ["--server", world.url, "--token", world.token]
     state = ["--state", str(tmp_path / "state")]
     short = [*words, *state, "--quantization", "fp32", "--threads", "1", "--personal"]
     assert main(short) == 0

@@ -1,7 +1,11 @@
-"""Rounds over a bad network: each is finished with one update, or given up with a typed error."""
+"""Rounds over a bad network: each is finished with one update, or given up with a typed error.
+
+``EDGE_TEST_KILLS``, if it is set, lets the server be killed at every point of an upload in parts.
+"""
 
 from __future__ import annotations
 
+import os
 import socket
 import time
 from collections.abc import Iterator
@@ -16,6 +20,7 @@ from edge_sdk.round_loop import RoundLoop
 from edge_sdk.transport import Transport
 from edge_sdk.wire.messages import AdapterSpec, CheckIn, LayerSpec, TaskSpec
 from edge_sdk.wire.payload import digest
+from server.adapters import AdapterShelf
 from server.auth import make_enrolment_token
 from server.failpoints import PART_POINTS
 from server.settings import Settings
@@ -48,6 +53,12 @@ CASES = {
     "all refused for a while": [Fault(is_refused=True, times=12)],
 }
 """In "late", an old request reaches the server after a newer one was answered."""
+
+KILL_POINTS = (
+    [*PART_POINTS, "before-update-kept", "after-update-commit"]
+    if "EDGE_TEST_KILLS" in os.environ
+    else ["after-part-kept", "before-parts-removed"]
+)
 
 pytestmark = pytest.mark.processes
 
@@ -198,13 +209,13 @@ def test_parts_that_come_late_twice_or_without_answer_make_one_update(uplink, fa
     assert not list(uplink.site.settings.blob_folder.glob("parts/*")), "no part is left behind"
 
 
-@pytest.mark.parametrize("point", [*PART_POINTS, "before-update-kept", "after-update-commit"])
+@pytest.mark.parametrize("point", KILL_POINTS)
 def test_a_server_killed_between_parts_or_at_the_last_word_loses_nothing(tmp_path, point):
     spec = large_spec("large", 1 << 17)
     with ServerProcess(tmp_path) as server:
         settings = Settings(state=tmp_path)
         store, blobs = open_state(settings)
-        create_task(store, blobs, spec, 1, time.time())
+        create_task(store, AdapterShelf(blobs), spec, 1, 0.0)
         identity = enrol_one(server.address, make_enrolment_token(store, time.time()), "d")
         body = update_body(spec, 4, 1)
         ready = CheckIn(base_digest=BASE_DIGEST, affordable_k=4, examples=5)

@@ -118,6 +118,7 @@ MESSAGES = [
     wire.EvaluationReport(
         version=3, examples=24, loss_before=1.5, loss_after=1.25, accepted=True, accuracy=0.75
     ),
+    wire.SliceRanks(ranks=[[0, 5], [2, 7]]),
 ]
 TASK = MESSAGES[0]
 by_kind = pytest.mark.parametrize("message", MESSAGES, ids=lambda x: type(x).__name__)

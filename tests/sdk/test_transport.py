@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 
@@ -128,6 +129,26 @@ def test_busy_server_says_when_to_come_back(answers):
         Transport(answers.address, retries=1).tasks()
     assert busy.value.retry_after_s == 0.0
     assert len(answers.requests) == 2, "it was tried again once"
+
+
+@pytest.mark.parametrize("in_s", [3600, "date"])
+def test_a_long_retry_after_is_the_callers_and_nobody_asks_before(answers, in_s):
+    date = formatdate(time.time() + 3600, usegmt=True)
+    after = date if in_s == "date" else str(in_s)
+    answers.prepared = [problem(503, "server_busy", **{"Retry-After": after})]
+    with pytest.raises(ServerBusy) as busy:
+        Transport(answers.address, retries=3).tasks()
+    assert 3590 < busy.value.retry_after_s <= 3600
+    assert len(answers.requests) == 1
+
+
+def test_a_proxy_without_a_server_behind_it_is_an_outage(answers):
+    answers.prepared = [(502, {}, b"<html>"), (503, {"Retry-After": "7"}, b"<html>")]
+    with pytest.raises(ServerUnreachable, match="proxy"):
+        Transport(answers.address, retries=0).tasks()
+    with pytest.raises(ServerBusy) as busy:
+        Transport(answers.address, retries=0).tasks()
+    assert busy.value.retry_after_s == 7.0
 
 
 def test_outage_in_between_is_retried(answers):

@@ -1,0 +1,126 @@
+"""A host app that embeds the agent: frames against a deadline, and work as fast as it can.
+
+Run by ``bench.host_impact`` in a process of its own, with its settings as JSON on standard input;
+prints its measurements as JSON. The same process measures with training paused and with it at
+work, in turns, so that all else is equal.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import Any
+
+_started = time.perf_counter()
+import edge_sdk  # noqa: E402
+
+IMPORT_S = time.perf_counter() - _started
+
+import hashlib  # noqa: E402
+import resource  # noqa: E402
+
+FRAME_S = 1 / 60
+FRAME_WORK_S = 0.004
+"""What a frame computes takes so long where nobody disturbs it."""
+
+_BLOCK = bytes(range(256)) * 64
+_WAIT_S = 300.0
+
+
+def main() -> int:
+    """Measure, with training paused and with it at work."""
+    settings = json.load(sys.stdin)
+    before_bytes = _rss_bytes()
+    client = edge_sdk.EdgeClient(
+        server=settings["server"],
+        enrolment_token=settings["token"],
+        data=settings["data"],
+        model=settings["model"],
+        state_folder=settings["state"],
+        policy=edge_sdk.Policy(max_other_cpu_percent=None),
+        allowance=edge_sdk.Allowance(threads=settings["threads"]),
+    )
+    client.start()
+    _wait_for_steps(client, 2)
+    units = _calibrate(client)
+    turns: list[dict[str, Any]] = []
+    for _ in range(settings["turns"]):
+        for is_training in (False, True):
+            client.resume() if is_training else client.pause()
+            _settle(client, is_training)
+            step = client.status().step
+            turns.append(
+                {
+                    "is_training": is_training,
+                    "frames": _frames(settings["seconds"], units),
+                    "work": _work(settings["seconds"]),
+                    "steps": client.status().step - step,
+                }
+            )
+    added = _rss_bytes() - before_bytes
+    client.stop()
+    heavy = [name for name in ("torch", "numpy", "requests") if name in sys.modules]
+    facts = {"import_s": IMPORT_S, "added_bytes": added, "heavy": heavy, "turns": turns}
+    sys.stdout.write(json.dumps(facts) + "\n")
+    return 0
+
+
+def _calibrate(client: edge_sdk.EdgeClient) -> int:
+    """Return how many blocks a frame computes."""
+    client.pause()
+    _settle(client, False)
+    count, begun = 0, time.perf_counter()
+    while time.perf_counter() - begun < 0.5:
+        hashlib.sha256(_BLOCK).digest()
+        count += 1
+    return max(1, int(count * FRAME_WORK_S / 0.5))
+
+
+def _frames(seconds: float, units: int) -> list[float]:
+    """Return how long after its due time each frame of 60 per second was ready."""
+    taken, due, end = [], time.perf_counter(), time.perf_counter() + seconds
+    while due < end:
+        time.sleep(max(0.0, due - time.perf_counter()))
+        for _ in range(units):
+            hashlib.sha256(_BLOCK).digest()
+        taken.append(time.perf_counter() - due)
+        due += FRAME_S
+    return taken
+
+
+def _work(seconds: float) -> list[int]:
+    """Return the blocks computed in each second, one after the other without a rest."""
+    counts = []
+    for _ in range(int(seconds)):
+        count, begun = 0, time.perf_counter()
+        while time.perf_counter() - begun < 1:
+            hashlib.sha256(_BLOCK).digest()
+            count += 1
+        counts.append(count)
+    return counts
+
+
+def _wait_for_steps(client: edge_sdk.EdgeClient, steps: int) -> None:
+    end = time.monotonic() + _WAIT_S
+    while client.status().step < steps:
+        if time.monotonic() > end or client.status().state == "failed":
+            raise SystemExit(f"training did not begin: {client.status()}")
+        time.sleep(0.2)
+
+
+def _settle(client: edge_sdk.EdgeClient, is_training: bool) -> None:
+    while (client.status().state == "training") != is_training:
+        time.sleep(0.05)
+    time.sleep(0.5)
+
+
+def _rss_bytes() -> int:
+    if sys.platform == "linux":
+        with open("/proc/self/statm", encoding="ascii") as file:
+            return int(file.read().split()[1]) * resource.getpagesize()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+if __name__ == "__main__":
+    sys.exit(main())
