@@ -13,12 +13,16 @@ import time
 from typing import Any
 
 _started = time.perf_counter()
-import edge_sdk  # noqa: E402
+import edge_sdk  # noqa: E402, F401
 
 IMPORT_S = time.perf_counter() - _started
 
 import hashlib  # noqa: E402
 import resource  # noqa: E402
+
+from edge_sdk.agent.policy import Policy  # noqa: E402
+from edge_sdk.allowance import Allowance  # noqa: E402
+from edge_sdk.client import EdgeClient  # noqa: E402
 
 FRAME_S = 1 / 60
 FRAME_WORK_S = 0.004
@@ -32,14 +36,14 @@ def main() -> int:
     """Measure, with training paused and with it at work."""
     settings = json.load(sys.stdin)
     before_bytes = _rss_bytes()
-    client = edge_sdk.EdgeClient(
+    client = EdgeClient(
         server=settings["server"],
         enrolment_token=settings["token"],
         data=settings["data"],
         model=settings["model"],
         state_folder=settings["state"],
-        policy=edge_sdk.Policy(max_other_cpu_percent=None),
-        allowance=edge_sdk.Allowance(threads=settings["threads"]),
+        policy=Policy(max_other_cpu_percent=None),
+        allowance=Allowance(threads=settings["threads"]),
     )
     client.start()
     _wait_for_steps(client, 2)
@@ -66,7 +70,7 @@ def main() -> int:
     return 0
 
 
-def _calibrate(client: edge_sdk.EdgeClient) -> int:
+def _calibrate(client: EdgeClient) -> int:
     """Return how many blocks a frame computes."""
     client.pause()
     _settle(client, False)
@@ -101,7 +105,7 @@ def _work(seconds: float) -> list[int]:
     return counts
 
 
-def _wait_for_steps(client: edge_sdk.EdgeClient, steps: int) -> None:
+def _wait_for_steps(client: EdgeClient, steps: int) -> None:
     end = time.monotonic() + _WAIT_S
     while client.status().step < steps:
         if time.monotonic() > end or client.status().state == "failed":
@@ -109,7 +113,7 @@ def _wait_for_steps(client: edge_sdk.EdgeClient, steps: int) -> None:
         time.sleep(0.2)
 
 
-def _settle(client: edge_sdk.EdgeClient, is_training: bool) -> None:
+def _settle(client: EdgeClient, is_training: bool) -> None:
     while (client.status().state == "training") != is_training:
         time.sleep(0.05)
     time.sleep(0.5)

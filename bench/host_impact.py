@@ -48,7 +48,9 @@ def main() -> int:
     for name in rows[0]:
         table.add_row(name, *(f"{row[name]:.4g}" for row in rows))
     console.print(table)
-    return publish(console, _claims(*rows, facts, _import_s()), [*rows, facts], args.json)
+    return publish(
+        console, _claims(rows[0], rows[1], facts, _import_s()), [*rows, facts], args.json
+    )
 
 
 def _measure(turns: int, seconds: int) -> dict[str, Any]:

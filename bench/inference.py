@@ -40,7 +40,7 @@ BASELINES: tuple[Engine, ...] = ("transformers bf16", "transformers fp32")
 OURS: Engine = "nf4"
 PROMPTS, TOKENS_PER_PROMPT = 50, 32
 NEW_TOKENS, REPETITIONS, TURNS = 96, 4, 3
-SWAP_RANKS, SWAPS = (8, 64), 24
+SWAP_RANKS, SWAPS = (8, 16), 24
 LOCAL_STEPS = 200
 
 MOST_ACCURACY_LOSS = 0.01

@@ -14,7 +14,7 @@ import pytest
 
 from edge_sdk.cli import _parser as device_parser
 from edge_sdk.errors import by_code
-from edge_sdk.round_loop import RoundLoop
+from edge_sdk.client import EdgeClient
 from server.cli import _build_parser as server_parser
 from server.settings import Settings
 from server.settings_sources import flag_of
@@ -31,14 +31,14 @@ def test_readme_code_calls_the_client_with_arguments_it_has():
     (call,) = [
         node
         for node in ast.walk(ast.parse(code))
-        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "RoundLoop"
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "EdgeClient"
     ]
-    inspect.signature(RoundLoop).bind(**{word.arg: None for word in call.keywords})
+    inspect.signature(EdgeClient).bind(**{word.arg: None for word in call.keywords})
     for method in re.findall(r"client\.(\w+)\(", code):
-        assert callable(getattr(RoundLoop, method))
+        assert callable(getattr(EdgeClient, method))
 
 
-@pytest.mark.parametrize("name", ["probe", "plan", "join", "run", "pull", "infer"])
+@pytest.mark.parametrize("name", ["probe", "plan", "join", "run", "status", "doctor", "pull", "infer"])
 def test_readme_shows_every_device_command(name):
     assert f"edge-sdk {name}" in README
 

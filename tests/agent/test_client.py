@@ -102,9 +102,8 @@ def test_a_callback_that_raises_harms_nothing(long_task, caplog):
 
 
 def test_two_agents_do_not_share_a_state_folder(long_task):
-    with long_task.client():
-        with pytest.raises(AlreadyRunning, match=str(os.getpid())):
-            long_task.client().start()
+    with long_task.client(), pytest.raises(AlreadyRunning, match=str(os.getpid())):
+        long_task.client().start()
     again = long_task.client()
     again.start()
     again.stop()

@@ -46,7 +46,9 @@ class Stage:
 
     def parts(self) -> dict[str, str | int]:
         """Return a value of every path parameter, of something that exists."""
-        return {"task": "tiny", "number": 1, "version": 0, "device_id": self.victim.id}
+        return {"task": "tiny", "number": 1, "version": 0, "digest": "ab" * 32, "index": 0} | {
+            "device_id": self.victim.id
+        }
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,9 @@ import pytest
 
 from edge_sdk import infer_command
 from edge_sdk.cli import main
-from tests.sdk.inference_parts import save_adapter, save_model
+from edge_sdk.inference import open_session
+from edge_sdk.peft_folder import read_peft_config
+from tests.sdk.inference_parts import PROMPTS, save_adapter, save_model
 from tests.sdk.parts import LABELS, classifier_spec
 
 
@@ -19,16 +21,22 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_adapter(tmp_path_factory.mktemp("adapter"), base)
 
 
-def infer(capsys, *options: object) -> dict:
-    words = ["infer", "what is the city", *map(str, options), "--threads", "1", "--json"]
+def infer(capsys, *options: object, prompt: str = PROMPTS[0]) -> dict:
+    words = ["infer", prompt, *map(str, options), "--threads", "1", "--json"]
     assert main(words) == 0
     return json.loads(capsys.readouterr().out)
 
 
+def base_of(adapter: Path) -> Path:
+    return Path(read_peft_config(adapter)["base_model_name_or_path"])
+
+
 def test_both_engines_continue_a_prompt_alike(adapter, capsys):
+    session = open_session(base_of(adapter), adapter, weight_format="fp32", threads=1)
+    prompt = next(x for x in PROMPTS if any(session.generate(x, max_new_tokens=8)))
     common = ("--adapter", adapter, "--quantization", "fp32", "--max-new-tokens", 8)
-    with_onnx = infer(capsys, *common)
-    assert with_onnx == infer(capsys, *common, "--engine", "torch")
+    with_onnx = infer(capsys, *common, prompt=prompt)
+    assert with_onnx == infer(capsys, *common, "--engine", "torch", prompt=prompt)
     assert with_onnx["completion"]
 
 
@@ -43,9 +51,7 @@ def test_both_engines_label_a_text_alike(tiny_bert, tmp_path, capsys):
 def test_onnx_is_taken_unless_it_is_missing_or_cannot_compute_the_model(
     adapter, tiny_llama, monkeypatch
 ):
-    base = Path(
-        json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"]
-    )
+    base = base_of(adapter)
     choose = infer_command.choose_engine
     assert choose(base, "nf4", is_classifier=False) == "onnx"
     assert choose(base, "bf16", is_classifier=False) == "torch"

@@ -108,6 +108,7 @@ MESSAGES = [
     ),
     wire.Challenge(nonce="edge.1.ab.1700000060.cd", expires_in_s=60.0),
     wire.AccessRequest(nonce="edge.1.ab.1700000060.cd", signature="34" * 64),
+    wire.SliceRanks(ranks=[[0, 5], [2, 7]]),
     wire.AccessToken(access_token="edge.1.d-1.1700003600.cd", expires_in_s=3600.0),
     wire.KeyChange(
         nonce="edge.1.ab.1700000060.cd",
@@ -118,7 +119,6 @@ MESSAGES = [
     wire.EvaluationReport(
         version=3, examples=24, loss_before=1.5, loss_after=1.25, accepted=True, accuracy=0.75
     ),
-    wire.SliceRanks(ranks=[[0, 5], [2, 7]]),
 ]
 TASK = MESSAGES[0]
 by_kind = pytest.mark.parametrize("message", MESSAGES, ids=lambda x: type(x).__name__)
