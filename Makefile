@@ -34,6 +34,7 @@ bench: setup  ## every benchmark, one after the other
 	$(BIN)/python -m bench.plan_enforced
 	$(BIN)/python -m bench.train_step
 	$(BIN)/python -m bench.server_load
+	$(BIN)/python -m bench.recovery
 
 serve: setup  ## a server on loopback with its state in .server
 	$(BIN)/edge-server serve --state .server
