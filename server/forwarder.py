@@ -9,6 +9,7 @@ import time
 
 from edge_sdk.enrolment import join
 from edge_sdk.errors import EdgeError, ServerBusy
+from edge_sdk.identity import load_identity
 from edge_sdk.transport import Transport
 from edge_sdk.wire.messages import TaskSpec
 from server.relay import Relay
@@ -77,6 +78,9 @@ class Forwarder:
             token = settings.upstream_token or None
             folder = settings.upstream_folder
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            known = load_identity(folder)
+            if known is None or known.server != settings.upstream:
+                self._relay.forget()
             identity = join(folder, settings.upstream, token, socket.gethostname()[:100])
             self._upstream = Transport(identity.server, identity)
             log.info("this server is a relay of %s", identity.server)

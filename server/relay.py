@@ -153,6 +153,14 @@ class Relay:
             last = tx.last_round(task)
         return last is not None and last.state == "closing"
 
+    def forget(self) -> None:
+        """Close every running round unsent: a relay of another identity may have sent its sum."""
+        with self._store.write() as tx:
+            for row in tx.unfinished_rounds():
+                if find_task(tx, row.task).is_relayed:
+                    log.warning("round %d of %s: given up, joining anew", row.number, row.task)
+                    tx.update_round(close_round(replace(row, state="closing"), row.number))
+
     def _last_round(self, spec: TaskSpec) -> Round | None:
         with self._store.read() as tx:
             return tx.last_round(spec.name)

@@ -37,6 +37,7 @@ TRAINING_MODULES = ["edge_sdk.local_trainer", "edge_sdk.trainable_base", "edge_s
 SERVER_MAY_IMPORT = {
     "edge_sdk.enrolment",  # a relay is a device of its upstream server
     "edge_sdk.errors",
+    "edge_sdk.identity",
     "edge_sdk.model_folder",
     "edge_sdk.model_shape",
     "edge_sdk.peft_folder",

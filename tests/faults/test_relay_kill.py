@@ -7,19 +7,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edge_sdk.transport import Transport
 from edge_sdk.wire.messages import TaskSpec
-from server.adapters import AdapterShelf
+from server.auth import make_enrolment_token
 from server.combining import combine
 from server.failpoints import RELAY_POINTS
 from server.server_optimizers import step
-from server.tasks import create_task
 from tests.faults.fleet import Fleet, Member
-from tests.numpy_device import enrol, wait_for
+from tests.numpy_device import enrol_one, wait_for
 from tests.processes import ServerProcess
 from tests.server.relays import counted
-from tests.server.tasks import SEED, Site, tiny_spec
+from tests.server.tasks import Site, tiny_spec
 
-_QUICK = {"EDGE_SERVER_POLL_S": "0.05", "EDGE_SERVER_TICK_S": "0.05"}
+_QUICK = {
+    "EDGE_SERVER_POLL_S": "0.05",
+    "EDGE_SERVER_TICK_S": "0.05",
+    "EDGE_SERVER_LOG_LEVEL": "error",
+}
 _SKETCH_SIZES = (1, 4, 8)
 
 pytestmark = pytest.mark.processes
@@ -28,20 +32,18 @@ pytestmark = pytest.mark.processes
 def test_a_relay_killed_around_every_sum_has_each_device_counted_once(tmp_path):
     size = len(_SKETCH_SIZES)
     spec = tiny_spec(rounds=len(RELAY_POINTS) + 2, cohort_size=size, quorum=size)
+    of_upstream = _prepare(tmp_path / "upstream", spec, relay_for=size)
+    of_relay = _prepare(tmp_path / "relay")
     with ServerProcess(tmp_path / "upstream", environment=_QUICK) as upstream:
-        _make_task(upstream, spec)
-        token = upstream.command("token", "create", "--relay-for", str(size))["enrolment_token"]
         environment = {
             **_QUICK,
             "EDGE_SERVER_UPSTREAM": upstream.address,
-            "EDGE_SERVER_UPSTREAM_TOKEN": token,
+            "EDGE_SERVER_UPSTREAM_TOKEN": of_upstream,
         }
         with ServerProcess(tmp_path / "relay", environment=environment) as relay:
-            wait_for(lambda: relay.command("task", "list"))
-            members = [
-                Member(device_id, identity, k)
-                for (device_id, identity), k in zip(enrol(relay, size), _SKETCH_SIZES, strict=True)
-            ]
+            members = [_enrol(relay, of_relay, k) for k in _SKETCH_SIZES]
+            known = Transport(relay.address, members[0].identity)
+            wait_for(lambda: known.tasks() == [spec.name])
             with Fleet(spec, members).at_work([relay.address]) as work:
                 for point in RELAY_POINTS:
                     relay.kill()
@@ -55,10 +57,19 @@ def test_a_relay_killed_around_every_sum_has_each_device_counted_once(tmp_path):
     _check(spec, tmp_path / "upstream", tmp_path / "relay", size)
 
 
-def _make_task(server: ServerProcess, spec: TaskSpec) -> None:
-    site = Site(server.state)
-    create_task(site.store, AdapterShelf(site.blobs), spec, SEED, 0.0)
+def _prepare(folder: Path, spec: TaskSpec | None = None, relay_for: int | None = None) -> str:
+    """Make the state of a server, and a token that lets devices or relays in."""
+    site = Site(folder)
+    if spec is not None:
+        site.add_task(spec)
+    token = make_enrolment_token(site.store, 0.0, relay_for=relay_for)
     site.store.close()
+    return token
+
+
+def _enrol(server: ServerProcess, token: str, k: int) -> Member:
+    identity = enrol_one(server.address, token, f"d{k}")
+    return Member(identity.device_id, identity, k)
 
 
 def _check(spec: TaskSpec, upstream_folder: Path, relay_folder: Path, size: int) -> None:

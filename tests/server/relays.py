@@ -12,6 +12,7 @@ from server.adapters import indices_of
 from server.aggregation import WeightedUpdate
 from server.lookup import find_counted, find_task
 from server.relay import Relay
+from tests.server.registries import Signer
 from tests.server.tasks import Site, ready, update_body
 
 
@@ -93,7 +94,8 @@ class RelaySite:
             return tx.round(self.spec.name, number)
 
     def _new_relay(self) -> Relay:
-        return Relay(self.site.store, self.site.blobs, self.site.clock, lambda _task: None, 2.0)
+        site, publish = self.site, Signer(self.site).registry.catch_up
+        return Relay(site.store, site.blobs, site.clock, publish, poll_s=2.0)
 
 
 def train(site: Site, spec: TaskSpec, device: str, seed: int, k: int, **report):

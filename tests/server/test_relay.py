@@ -14,6 +14,7 @@ from server.combining import combine
 from server.coverage import trained_ranks
 from server.lookup import find_task
 from server.server_optimizers import step
+from tests.server.registries import Signer
 from tests.server.relays import RelaySite, Upstream, counted, train
 from tests.server.tasks import ready, tiny_spec
 
@@ -203,6 +204,17 @@ def test_a_relay_that_is_started_again_sends_the_same_bytes(upstream, tmp_path, 
     relay.site.store.close()
 
 
+def test_a_relay_that_joins_anew_sends_nothing_that_it_may_have_sent_before(one_relay, upstream):
+    """As after a restore from a backup that is older than the sum."""
+    one_relay.step()
+    train_both(one_relay)
+    one_relay.relay.forget()
+    one_relay.upstream = Upstream(upstream, "b", 2)
+    one_relay.step()
+    assert one_relay.upstream.sent == []
+    assert one_relay.round(1).state == "closed"
+
+
 def test_other_bytes_after_a_lost_receipt_are_not_counted_beside_the_first(one_relay, upstream):
     """As after an upgrade of what adds numbers up."""
     one_relay.step()
@@ -296,6 +308,8 @@ def test_a_relay_that_missed_rounds_takes_part_in_the_running_one(one_relay, ups
     one_relay.step()
     assert one_relay.train("a0", 1, 4).round_number == 3
     assert one_relay.round(2) is None
+    manifest = Signer(one_relay.site).manifest(2)
+    assert (manifest.version, manifest.parent_version, manifest.parent_digest) == (2, 1, None)
 
 
 def test_places_are_kept_for_a_relay_until_the_first_deadline(one_relay, upstream):
