@@ -31,7 +31,7 @@ pytestmark = pytest.mark.processes
 
 def test_a_relay_killed_around_every_sum_has_each_device_counted_once(tmp_path):
     size = len(_SKETCH_SIZES)
-    spec = tiny_spec(rounds=len(RELAY_POINTS) + 2, cohort_size=size, quorum=size)
+    spec = tiny_spec(rounds=len(RELAY_POINTS) + 1, cohort_size=size, quorum=size)
     of_upstream = _prepare(tmp_path / "upstream", spec, relay_for=size)
     of_relay = _prepare(tmp_path / "relay")
     with ServerProcess(tmp_path / "upstream", environment=_QUICK) as upstream:
@@ -48,11 +48,11 @@ def test_a_relay_killed_around_every_sum_has_each_device_counted_once(tmp_path):
                 for point in RELAY_POINTS:
                     relay.kill()
                     relay.start(failpoint=point)
-                    wait_for(lambda: relay.has_died or work.is_over, 30)
+                    wait_for(lambda: relay.has_died or work.is_over, 60)
                     assert relay.has_died, f"{point} was never met"
                 relay.kill()
                 relay.start()
-                work.finish()
+                work.finish(120)
     assert work.refusals, "devices noticed"
     _check(spec, tmp_path / "upstream", tmp_path / "relay", size)
 
