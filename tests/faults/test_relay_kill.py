@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -34,25 +35,25 @@ def test_a_relay_killed_around_every_sum_has_each_device_counted_once(tmp_path):
     spec = tiny_spec(rounds=len(RELAY_POINTS) + 1, cohort_size=size, quorum=size)
     of_upstream = _prepare(tmp_path / "upstream", spec, relay_for=size)
     of_relay = _prepare(tmp_path / "relay")
-    with ServerProcess(tmp_path / "upstream", environment=_QUICK) as upstream:
+    with ServerProcess(tmp_path / "upstream", environment=_QUICK) as upstream, ExitStack() as ends:
         environment = {
             **_QUICK,
             "EDGE_SERVER_UPSTREAM": upstream.address,
             "EDGE_SERVER_UPSTREAM_TOKEN": of_upstream,
         }
-        with ServerProcess(tmp_path / "relay", environment=environment) as relay:
-            members = [_enrol(relay, of_relay, k) for k in _SKETCH_SIZES]
-            known = Transport(relay.address, members[0].identity)
-            wait_for(lambda: known.tasks() == [spec.name])
-            with Fleet(spec, members).at_work([relay.address]) as work:
-                for point in RELAY_POINTS:
-                    relay.kill()
-                    relay.start(failpoint=point)
-                    wait_for(lambda: relay.has_died or work.is_over, 60)
-                    assert relay.has_died, f"{point} was never met"
+        relay = ServerProcess(tmp_path / "relay", environment=environment)
+        relay.start(failpoint=RELAY_POINTS[0])
+        ends.push(relay)
+        members = [_enrol(relay, of_relay, k) for k in _SKETCH_SIZES]
+        known = Transport(relay.address, members[0].identity)
+        wait_for(lambda: known.tasks() == [spec.name])
+        with Fleet(spec, members).at_work([relay.address]) as work:
+            for point, following in zip(RELAY_POINTS, (*RELAY_POINTS[1:], ""), strict=True):
+                wait_for(lambda: relay.has_died or work.is_over, 60)
+                assert relay.has_died, f"{point} was never met"
                 relay.kill()
-                relay.start()
-                work.finish(120)
+                relay.start(failpoint=following)
+            work.finish(120)
     assert work.refusals, "devices noticed"
     _check(spec, tmp_path / "upstream", tmp_path / "relay", size)
 
