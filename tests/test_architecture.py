@@ -35,12 +35,15 @@ LIGHT_MODULES = [
 ]
 TRAINING_MODULES = ["edge_sdk.local_trainer", "edge_sdk.trainable_base", "edge_sdk.lean.base"]
 SERVER_MAY_IMPORT = {
+    "edge_sdk.enrolment",  # a relay is a device of its upstream server
     "edge_sdk.errors",
+    "edge_sdk.identity",
     "edge_sdk.model_folder",
     "edge_sdk.model_shape",
     "edge_sdk.peft_folder",
     "edge_sdk.quantities",
     "edge_sdk.sketch",
+    "edge_sdk.transport",
     "edge_sdk.wire.manifest",
     "edge_sdk.wire.messages",
     "edge_sdk.wire.payload",
