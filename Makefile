@@ -36,6 +36,7 @@ bench: setup  ## every benchmark, one after the other
 	$(BIN)/python -m bench.inference
 	$(BIN)/python -m bench.server_load
 	$(BIN)/python -m bench.update_bytes
+	$(BIN)/python -m bench.recovery
 
 serve: setup  ## a server on loopback with its state in .server
 	$(BIN)/edge-server serve --state .server

@@ -6,10 +6,11 @@ They train nothing and look into nothing they receive, so that the machine is th
 from __future__ import annotations
 
 import http.client
+import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 from urllib.parse import urlsplit
 
@@ -52,6 +53,8 @@ class Turn:
         upload_s: Until it had the receipt of its update; 0 if it only checked in.
         download_bytes: Of the slice.
         upload_bytes: Of the update.
+        busy_answers: How often the server said that it was busy; the device came back, as real
+            ones do, and the seconds include that.
     """
 
     check_in_s: float
@@ -59,6 +62,7 @@ class Turn:
     upload_s: float = 0.0
     download_bytes: int = 0
     upload_bytes: int = 0
+    busy_answers: int = 0
 
 
 class Line:
@@ -66,9 +70,13 @@ class Line:
 
     Args:
         address: ``http://host:port``.
+
+    Attributes:
+        busy_answers: How often the server said that it was busy.
     """
 
     def __init__(self, address: str) -> None:
+        self.busy_answers = 0
         parts = urlsplit(address)
         self._connection = http.client.HTTPConnection(
             parts.hostname or "", parts.port, timeout=_TIMEOUT_S
@@ -88,29 +96,33 @@ class Line:
         self, method: str, path: str, body: bytes | None, headers: Mapping[str, str]
     ) -> bytes:
         """Send one request and return the body of its answer."""
-        self._send(method, path, body, headers)
-        return self._answer().read()
+        return self._answer(method, path, body, headers).read()
 
     def drain(self, path: str, headers: Mapping[str, str]) -> int:
         """GET a body, keep nothing of it, and return how many bytes it had."""
-        self._send("GET", path, None, headers)
-        answer, received = self._answer(), 0
+        answer, received = self._answer("GET", path, None, headers), 0
         buffer = bytearray(_READ_BYTES)
         while count := answer.readinto(buffer):
             received += count
         return received
 
-    def _send(self, method: str, path: str, body: bytes | None, headers: Mapping[str, str]) -> None:
+    def _answer(
+        self, method: str, path: str, body: bytes | None, headers: Mapping[str, str]
+    ) -> http.client.HTTPResponse:
+        """Send one request, again while the server is busy."""
         kind = (
             {"Content-Type": "application/json"} if body and "Content-Type" not in headers else {}
         )
-        self._connection.request(method, path, body, {**kind, **headers})
-
-    def _answer(self) -> http.client.HTTPResponse:
-        answer = self._connection.getresponse()
-        if answer.status not in (http.client.OK, http.client.CREATED):
-            raise SystemExit(f"the server said {answer.status}: {answer.read()[:300]!r}")
-        return answer
+        while True:
+            self._connection.request(method, path, body, {**kind, **headers})
+            answer = self._connection.getresponse()
+            if answer.status in (http.client.OK, http.client.CREATED):
+                return answer
+            said = answer.read()
+            if answer.status != http.client.SERVICE_UNAVAILABLE:
+                raise SystemExit(f"the server said {answer.status}: {said[:300]!r}")
+            self.busy_answers += 1
+            time.sleep(float(answer.getheader("Retry-After", "1")) * random.uniform(0.8, 1.2))  # noqa: S311 - jitter
 
 
 class Bodies:
@@ -160,6 +172,12 @@ class Device:
         self._number = number
         self._access = Access(identity, self._ask)
 
+    def at(self, address: str) -> Device:
+        """Return the same device for a server that has moved."""
+        moved = Device(address, replace(self._identity, server=address), self._number)
+        moved.prepare()
+        return moved
+
     def prepare(self) -> None:
         """Get an access token: once an hour, not once a round."""
         self._access.renew()
@@ -171,7 +189,7 @@ class Device:
             work = self._check_in(line, spec, k)
             check_in_s = time.perf_counter() - begun
             if bodies is None:
-                return Turn(check_in_s=check_in_s)
+                return Turn(check_in_s=check_in_s, busy_answers=line.busy_answers)
             path = f"/v1/tasks/{spec.name}/rounds/{work.round_number}"
             begun = time.perf_counter()
             received = line.drain(f"{path}/slice", self._access.headers())
@@ -186,6 +204,7 @@ class Device:
                 upload_s=time.perf_counter() - begun,
                 download_bytes=received,
                 upload_bytes=len(body),
+                busy_answers=line.busy_answers,
             )
 
     def task(self, name: str) -> TaskSpec:

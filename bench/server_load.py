@@ -12,6 +12,8 @@ layers of each of 16 blocks: attention and MLP), in bf16 on the wire: 11.3 MB pe
 share 1,000 different updates, which bounds the disk, not the work: a repeated one is received,
 hashed, checked, synced and folded like any other.
 
+A device that is told the server is busy comes back after as long as it was told, as real ones do.
+
 Folding is measured apart, see :mod:`bench.fold_cost`.
 """
 
@@ -56,12 +58,12 @@ FEWEST_UPDATES = 100
 MOST_GROWTH = 0.10
 MOST_PASSES = 3.0
 
-_SETTINGS = {
+SETTINGS = {
     "EDGE_SERVER_DEVICE_REQUESTS_PER_MIN": "1000000",
     "EDGE_SERVER_ENTRANCE_REQUESTS_PER_MIN": "1000000",
     "EDGE_SERVER_LOG_LEVEL": "warning",
 }
-_TASK = "load"
+TASK = "load"
 _LOOK_S = 0.02
 _SETTLED_S = 1.0
 
@@ -103,13 +105,13 @@ def measure_load(
     rounds = max(1, -(-fewest // updates))
     with tempfile.TemporaryDirectory() as scratch:
         state = Path(scratch) / "state"
-        _create_task(state, Path(scratch) / "model", config, devices, updates, rounds)
+        create_task(state, Path(scratch) / "model", config, devices, updates, rounds)
         token = server_command(state, "token", "create")["enrolment_token"]
-        with WatchedServer(state, _SETTINGS) as server:
+        with WatchedServer(state, SETTINGS) as server:
             begun = time.perf_counter()
             fleet = enrol(server.address, token, devices, AT_ONCE)
             enrolling_s = time.perf_counter() - begun
-            spec = fleet[0].task(_TASK)
+            spec = fleet[0].task(TASK)
             bodies = Bodies(spec, SKETCH_SIZE, DISTINCT_UPDATES)
             cpu_s = server.cpu_s
             turns, busy_s, closing_s = _run_rounds(fleet, spec, bodies, updates, rounds)
@@ -146,26 +148,27 @@ def _run_rounds(
         turns += idle + sent
         accepted = time.perf_counter()
         busy_s += accepted - begun
-        while fleet[0].round_status(_TASK, number).state != "closed":
+        while fleet[0].round_status(TASK, number).state != "closed":
             time.sleep(_LOOK_S)
         closing_s.append(time.perf_counter() - accepted)
     return turns, busy_s, closing_s
 
 
-def _create_task(
+def create_task(
     state: Path, model: Path, config: dict[str, Any], devices: int, updates: int, rounds: int
 ) -> None:
+    """Create a task whose rounds close with their last update."""
     model.mkdir()
     (model / "config.json").write_text(json.dumps(config), encoding="utf-8")
     weights = {"none": np.zeros(1, dtype=np.float32)}  # no weight of it is ever read
     (model / "model.safetensors").write_bytes(safetensors.numpy.save(weights))
-    words = ["task", "create", _TASK, "--model", str(model), "--rank", str(RANK)]
+    words = ["task", "create", TASK, "--model", str(model), "--rank", str(RANK)]
     words += ["--wire-dtype", WIRE_DTYPE, "--sketch-sizes", str(SKETCH_SIZE), "--seed", "1"]
     words += ["--rounds", str(rounds), "--cohort-size", str(devices), "--quorum", str(updates)]
     server_command(state, *words, "--min-updates", "1", "--deadline", "86400")
 
 
-def _rates(turns: Sequence[Turn], busy_s: float) -> dict[str, float]:
+def _rates(turns: Sequence[Turn], busy_s: float) -> dict[str, Any]:
     sent = [turn for turn in turns if turn.upload_bytes]
     up, down = (sum(getattr(turn, f"{x}load_bytes") for turn in sent) for x in ("up", "down"))
     return {
@@ -177,6 +180,7 @@ def _rates(turns: Sequence[Turn], busy_s: float) -> dict[str, float]:
         **_percentiles("check_in", [turn.check_in_s for turn in turns]),
         **_percentiles("download", [turn.download_s for turn in sent]),
         **_percentiles("upload", [turn.upload_s for turn in sent]),
+        "busy_answers": sum(turn.busy_answers for turn in turns),
     }
 
 

@@ -7,12 +7,14 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import psutil
+import requests
 
 _SAMPLE_EVERY_S = 0.05
 _GRACE_S = 30.0
@@ -28,6 +30,7 @@ class WatchedServer:
     Attributes:
         address: Where it answers.
         peak_rss_bytes: The most that any look found.
+        ready_after_s: From the start of its process to the answer that it is ready.
     """
 
     def __init__(self, state: Path, settings: Mapping[str, str]) -> None:
@@ -36,8 +39,10 @@ class WatchedServer:
         self._stopping = threading.Event()
         self.address = ""
         self.peak_rss_bytes = 0
+        self.ready_after_s = 0.0
 
     def __enter__(self) -> WatchedServer:
+        started = time.perf_counter()
         command = [sys.executable, "-m", "server", "serve", "--json", "--port", "0"]
         self._process = subprocess.Popen(
             [*command, "--state", str(self._state)],
@@ -51,6 +56,8 @@ class WatchedServer:
             self._end()
             raise SystemExit("the server did not start")
         self.address = str(json.loads(line)["url"])
+        requests.get(f"{self.address}/readyz", timeout=_GRACE_S).raise_for_status()
+        self.ready_after_s = time.perf_counter() - started
         self._watched = psutil.Process(self._process.pid)
         self._watcher = threading.Thread(target=self._watch, daemon=True)
         self._watcher.start()
@@ -76,6 +83,13 @@ class WatchedServer:
         """Processor time used so far, of the process and of the system for it."""
         used = self._watched.cpu_times()
         return float(used.user + used.system)
+
+    def kill(self) -> None:
+        """``kill -9``: nothing gets a chance to tidy up."""
+        self._stopping.set()
+        self._watcher.join()
+        self._process.kill()
+        self._process.wait()
 
     def _watch(self) -> None:
         while not self._stopping.wait(_SAMPLE_EVERY_S):

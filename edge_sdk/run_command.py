@@ -154,7 +154,7 @@ def leave(options: argparse.Namespace, out: Console, print_json: Any) -> None:
         gone = [name for name in _LEFT_BEHIND if (options.state / name).exists()]
         for name in gone:
             (options.state / name).unlink()
-        for name in ("journal", "adapters", "adapter", "feedback"):
+        for name in ("journal", "adapters", "adapter", "residuals"):
             shutil.rmtree(options.state / name, ignore_errors=True)
     finally:
         lock.release()

@@ -42,6 +42,8 @@ class AccessCommands:
         create.add_argument("--uses", type=int, help="devices it lets in (default: any number)")
         _add_expiry(create)
         create.add_argument("--name", default="", help="for people")
+        text = "let relays in instead of devices, each of which speaks for at most N devices"
+        create.add_argument("--relay-for", type=int, metavar="N", help=text)
         add(group, "list", "list enrolment tokens by their ids", self._list_tokens)
         revoke = add(group, "revoke", "let a token let nobody in any more", self._revoke_token)
         revoke.add_argument("id", help="as 'token list' shows it")
@@ -84,6 +86,7 @@ class AccessCommands:
             name=args.name,
             uses=args.uses,
             expires_at=_expiry(args, now),
+            relay_for=args.relay_for,
             who=local_user(),
         )
         with store.read() as tx:

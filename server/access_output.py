@@ -11,13 +11,13 @@ from server.access_store import AdminRow, AuditRow, DeviceRow, EnrolmentTokenRow
 
 def tokens(rows: Sequence[EnrolmentTokenRow], now: float) -> None:
     """Print enrolment tokens, without what is secret."""
-    columns = ("id", "name", "made at (UTC)", "expires", "uses left", "state")
+    columns = ("id", "name", "made at (UTC)", "expires", "uses left", "relay for", "state")
     output.table(columns, [_token_cells(row, now) for row in rows])
 
 
 def devices(rows: Sequence[DeviceRow]) -> None:
     """Print devices."""
-    columns = ("id", "name", "enrolled at (UTC)", "with token", "keys", "revoked")
+    columns = ("id", "name", "enrolled at (UTC)", "with token", "keys", "relay for", "revoked")
     output.table(
         columns,
         [
@@ -27,6 +27,7 @@ def devices(rows: Sequence[DeviceRow]) -> None:
                 _moment(row.enrolled_at),
                 row.enrolled_with or "",
                 row.key_number,
+                row.relay_for or "",
                 _moment(row.revoked_at),
             )
             for row in rows
@@ -60,7 +61,8 @@ def _token_cells(row: EnrolmentTokenRow, now: float) -> tuple[object, ...]:
     uses = "any" if row.uses_left is None else row.uses_left
     state = "used up" if row.uses_left == 0 else _state(row, now)
     expires = _moment(row.expires_at) or "never"
-    return (row.id, row.name, _moment(row.created_at), expires, uses, state)
+    relay_for = row.relay_for or ""
+    return (row.id, row.name, _moment(row.created_at), expires, uses, relay_for, state)
 
 
 def _state(row: EnrolmentTokenRow | AdminRow, now: float) -> str:

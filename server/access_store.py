@@ -20,6 +20,7 @@ class EnrolmentTokenRow:
         expires_at: From when on it lets nobody in; None for never.
         uses_left: Devices it still lets in; None for any number.
         revoked_at: When the operator revoked it.
+        relay_for: Devices that what it lets in may speak for, as a relay; None for a device.
     """
 
     id: str
@@ -29,6 +30,7 @@ class EnrolmentTokenRow:
     expires_at: float | None = None
     uses_left: int | None = None
     revoked_at: float | None = None
+    relay_for: int | None = None
 
     def is_open(self, now: float) -> bool:
         """Say whether a new device could enrol with it."""
@@ -48,6 +50,7 @@ class DeviceRow:
         key_number: How many keys it has had; from 1.
         enrolled_with: Id of its enrolment token; None if it came with an older release.
         revoked_at: When the operator revoked it.
+        relay_for: Devices it may speak for, as a relay; None if it speaks for itself only.
     """
 
     id: str
@@ -57,6 +60,7 @@ class DeviceRow:
     key_number: int = 1
     enrolled_with: str | None = None
     revoked_at: float | None = None
+    relay_for: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

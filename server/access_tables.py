@@ -14,6 +14,7 @@ enrolment_tokens = Table(
     Column("expires_at", Float),
     Column("uses_left", Integer),
     Column("revoked_at", Float),
+    Column("relay_for", Integer),
     Index("ix_enrolment_tokens_id", "id", unique=True),
 )
 
@@ -27,6 +28,7 @@ devices = Table(
     Column("key_number", Integer, nullable=False),
     Column("enrolled_with", String(16)),
     Column("revoked_at", Float),
+    Column("relay_for", Integer),
 )
 
 access_keys = Table(

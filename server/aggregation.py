@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from edge_sdk.errors import NotFinite
 from edge_sdk.sketch import Indices, take
-from edge_sdk.wire.messages import AdapterSpec, AggregationSpec
+from edge_sdk.wire.messages import MAX_COUNT, AdapterSpec, AggregationSpec
 from edge_sdk.wire.payload import Arrays
 from edge_sdk.wire.rank_rows import each_rank_rows, from_rank_rows, row_shapes
 
@@ -26,18 +26,20 @@ _SMALLEST_WEIGHT = 1e-100
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightedUpdate:
-    """What one device adds to a round.
+    """What one device, or a relay for several, adds to a round.
 
     Attributes:
         arrays: Its update at rank k, in the number format it travelled in, or decoded from codes
             when a tensor is asked for.
         indices: The ranks of each layer, from the server's own record.
         weight: Its share in the mean, before normalization.
+        members: Of a relay: ``(layers, r)``, how many of its devices trained each rank.
     """
 
     arrays: Mapping[str, NDArray[Any]]
     indices: Sequence[Indices]
     weight: float
+    members: NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,8 +114,23 @@ def update_weight(
         "examples": float(examples),
         "inverse_probability": 1.0 / max(participation, _SMALLEST_PARTICIPATION),
     }
-    weight: float = weights[spec.weighting] * (1.0 + staleness) ** -spec.staleness_exponent
-    return max(weight, _SMALLEST_WEIGHT)
+    return late_weight(spec, weights[spec.weighting], staleness)
+
+
+def late_weight(spec: AggregationSpec, weight: float, staleness: int) -> float:
+    """Return what is left of a weight when its update counts some adapter versions later."""
+    left: float = weight * (1.0 + staleness) ** -spec.staleness_exponent
+    return max(left, _SMALLEST_WEIGHT)
+
+
+def weight_bounds(spec: AggregationSpec, members: int) -> tuple[float, float]:
+    """Return the least and the most that the updates of some devices weigh together, in time."""
+    most = {
+        "uniform": 1.0,
+        "examples": float(MAX_COUNT),
+        "inverse_probability": 1.0 / _SMALLEST_PARTICIPATION,
+    }
+    return float(members), members * most[spec.weighting]
 
 
 def check_magnitude(update: Arrays, server_lr: float) -> None:
@@ -145,16 +162,16 @@ class RunningSum:
             name: np.zeros((rows, width))
             for name, (rows, width) in row_shapes(spec, spec.r).items()
         }
-        self._touched = {layer.name: np.zeros(spec.r, np.bool_) for layer in spec.layers}
+        self._members = np.zeros((len(spec.layers), spec.r), np.int64)
         self.total_weight = 0.0
 
     def add(self, update: WeightedUpdate) -> None:
         """Scatter one update onto its ranks."""
         ranks_of: dict[str, list[int]] = {}
-        for layer, ranks in zip(self._spec.layers, update.indices, strict=True):
+        for row, (layer, ranks) in enumerate(zip(self._spec.layers, update.indices, strict=True)):
             for name in (f"{layer.name}.lora_A", f"{layer.name}.lora_B"):
                 ranks_of[name] = ranks.tolist()
-            self._touched[layer.name][ranks] = True
+            self._members[row, ranks] += 1 if update.members is None else update.members[row]
         for name, rows in each_rank_rows(update.arrays, self._spec):
             _add_rows(self._rows[name], rows, ranks_of.get(name, [0]), update.weight)
         self.total_weight += update.weight
@@ -163,9 +180,12 @@ class RunningSum:
         """Add another partial sum of the same round."""
         for name, rows in other._rows.items():
             self._rows[name] += rows
-        for name, touched in other._touched.items():
-            self._touched[name] |= touched
+        self._members += other._members
         self.total_weight += other.total_weight
+
+    def members(self) -> NDArray[np.int64]:
+        """Return how many devices trained each rank of each layer, ``(layers, r)``."""
+        return self._members.copy()
 
     def finish(self) -> MeanUpdate:
         """Turn the sum into the weighted mean, in place; nothing can be added afterwards.
@@ -179,7 +199,9 @@ class RunningSum:
         for rows in sums.values():
             rows /= self.total_weight
         self.total_weight = 0.0
-        return MeanUpdate(arrays=from_rank_rows(sums, self._spec), touched=self._touched)
+        names = [layer.name for layer in self._spec.layers]
+        touched = dict(zip(names, self._members > 0, strict=True))
+        return MeanUpdate(arrays=from_rank_rows(sums, self._spec), touched=touched)
 
 
 def _add_rows(

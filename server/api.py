@@ -96,7 +96,7 @@ def check_in(
     """Ask for work; again in the same round gets the same, or a smaller sketch if need be."""
     if request.app.state.staging is not None:
         answer.headers[UPLOADS_HEADER] = PRESIGNED
-    return rounds.check_in(device.id, task, message)
+    return rounds.check_in(device.id, task, message, device.relay_for)
 
 
 @router.get("/tasks/{task}/rounds/{number}", tags=["round"])

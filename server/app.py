@@ -30,11 +30,13 @@ from server.collector import Collector
 from server.coordinator import Clock, Coordinator
 from server.credentials import Credentials
 from server.evaluating import Evaluations
+from server.forwarder import Forwarder
 from server.key_ring import KeyRing
 from server.overview import Overviews
 from server.rate_limits import RateLimit
 from server.refusals import Refusals
 from server.registry import Registry
+from server.relay import Relay
 from server.settings import Settings
 from server.state import open_state
 from server.store import Store
@@ -68,10 +70,15 @@ def _wire(settings: Settings, clock: Clock, store: Store, blobs: Blobs) -> FastA
         closer = Closer(coordinator, wake, settings.tick_s)
         collecting = Collecting(store, blobs, clock, settings.keep_updates_s)
         collector = Collector(collecting, settings.collect_every_s)
+        forwarder = _forwarder(settings, clock, store, blobs, registry)
         closer.start()
         collector.start()
+        if forwarder is not None:
+            forwarder.start()
         yield
         operating.close(app)
+        if forwarder is not None:
+            forwarder.stop()
         app.state.tensor_threads.close()
         collector.stop()
         closer.stop()
@@ -105,6 +112,16 @@ def _wire(settings: Settings, clock: Clock, store: Store, blobs: Blobs) -> FastA
     openapi.install(app)
     operating.install(app, store, blobs, clock, settings)
     return app
+
+
+def _forwarder(
+    settings: Settings, clock: Clock, store: Store, blobs: Blobs, registry: Registry
+) -> Forwarder | None:
+    """Return what makes this server a relay, if it is one."""
+    if not settings.upstream:
+        return None
+    relay = Relay(store, blobs, clock, registry.catch_up, settings.poll_s)
+    return Forwarder(relay, settings)
 
 
 def _guard(app: FastAPI, settings: Settings, store: Store, clock: Clock) -> None:

@@ -32,6 +32,7 @@ from edge_sdk.wire.proofs import (
 from server.access_store import DeviceRow, EnrolmentTokenRow
 from server.audit import record
 from server.credentials import Credentials
+from server.relay_rules import MOST_MEMBERS
 from server.store import Store, Transaction
 from server.tokens import hash_token, new_token
 
@@ -47,6 +48,7 @@ def make_enrolment_token(
     name: str = "",
     uses: int | None = None,
     expires_at: float | None = None,
+    relay_for: int | None = None,
     who: str = "the operator",
 ) -> str:
     """Return a new enrolment token; only its hash is kept.
@@ -57,13 +59,16 @@ def make_enrolment_token(
         name: For people.
         uses: Devices it lets in; None for any number.
         expires_at: From when on it lets nobody in; None for never.
+        relay_for: Devices a relay may speak for that it lets in; None lets devices in.
         who: For the audit log.
 
     Raises:
-        ConfigError: A number of uses or a name that cannot be.
+        ConfigError: A number of uses or of devices, or a name that cannot be.
     """
     if uses is not None and not 1 <= uses <= _MOST_USES:
         raise ConfigError(f"uses={uses} must be in 1..{_MOST_USES}; leave it out for any number")
+    if relay_for is not None and not 1 <= relay_for <= MOST_MEMBERS:
+        raise ConfigError(f"relay_for={relay_for} devices must be in 1..{MOST_MEMBERS}")
     if len(name) > _MOST_NAME_CHARACTERS or not name.isprintable():
         raise ConfigError(f"token name {name!r} must be at most 100 printable characters")
     token = new_token()
@@ -74,10 +79,12 @@ def make_enrolment_token(
         created_at=now,
         expires_at=expires_at,
         uses_left=uses,
+        relay_for=relay_for,
     )
+    right = "" if relay_for is None else f" (a relay for {relay_for} devices)"
     with store.write() as tx:
         tx.add_enrolment_token(row)
-        record(tx, now, who, "token.create", f"{row.id} {name}".strip())
+        record(tx, now, who, "token.create", f"{row.id} {name}".strip() + right)
     return token
 
 
@@ -160,6 +167,7 @@ class Gate:
                     public_key=request.public_key,
                     enrolled_at=now,
                     enrolled_with=token.id,
+                    relay_for=token.relay_for,
                 )
                 tx.add_device(device)
         _refuse_revoked(device)

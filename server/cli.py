@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import secrets
 import sys
@@ -104,6 +105,8 @@ def _serve(args: argparse.Namespace) -> None:
     from server import logs  # the other commands do without a web server
     from server.serving import serve
 
+    gc.freeze()  # what was imported stays
+    gc.enable()
     settings = _settings(args)
     logs.configure(settings.log_format, settings.log_level)
 

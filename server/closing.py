@@ -12,12 +12,13 @@ from dataclasses import replace
 
 from edge_sdk.wire.update_body import view_update
 from server.adapters import AdapterShelf, indices_of
-from server.aggregation import WeightedUpdate, update_weight
+from server.aggregation import RunningSum, WeightedUpdate, late_weight, update_weight
 from server.blobs import Blobs
 from server.combining import combine
 from server.failpoints import hit
 from server.lookup import find_adapter, find_counted, find_round, find_task
 from server.optimizer_state import State, decode_state, encode_state
+from server.partial_sum import encode_sum, read_sum
 from server.rounds import Round, close_round, next_state
 from server.server_optimizers import step
 from server.standing import store_round
@@ -50,10 +51,14 @@ class Closing:
     def advance(self, task: str, number: int) -> None:
         """Do what is due for one round: prolong, freeze and aggregate, or nothing.
 
+        A frozen round of a relayed task waits for its relay.
+
         Raises:
             StorageError: A tensor file cannot be read or written; the round stays as it is.
         """
-        if self.freeze_if_due(task, number).state == "closing":
+        with self._store.read() as tx:
+            is_relayed = find_task(tx, task).is_relayed
+        if self.freeze_if_due(task, number).state == "closing" and not is_relayed:
             self.publish(task, number, self.aggregate(task, number))
 
     def freeze_if_due(self, task: str, number: int) -> Round:
@@ -85,6 +90,22 @@ class Closing:
         if not work:
             return replace(before, version=number, round_number=number, created_at=self._clock())
         return self._write_next(row, before, self._read_updates(row, work, participation))
+
+    def sum_up(self, task: str, number: int) -> bytes | None:
+        """Return the sum of a frozen round as it goes upstream; nothing if it has no updates.
+
+        The same bytes every time, so that an upstream server counts them once.
+        """
+        with self._store.read() as tx:
+            row = find_task(tx, task)
+            work = find_counted(tx, task, number)
+            participation = _participation(tx, row, number)
+        if not work:
+            return None
+        total = RunningSum(row.spec.adapter)
+        for update in self._read_updates(row, work, participation):
+            total.add(update)
+        return encode_sum(row.spec.adapter, total, [update for update, _ in work])
 
     def publish(self, task: str, number: int, row: AdapterRow) -> None:
         """Close a frozen round with its adapter version; the second transaction of closing."""
@@ -132,6 +153,10 @@ class Closing:
         spec = task.spec
         for update, assignment in work:
             body = self._blobs.read(update.digest)
+            if update.weight is not None and update.rank_members is not None:
+                weight = late_weight(spec.aggregation, update.weight, update.staleness)
+                yield read_sum(spec.adapter, body, update.rank_members, weight)
+                continue
             yield WeightedUpdate(
                 arrays=view_update(body, spec, assignment.k),
                 indices=indices_of(task.seed, spec, assignment),

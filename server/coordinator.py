@@ -29,10 +29,17 @@ from server.closing import Closing
 from server.cohort import choose_sketch_size
 from server.counting import find_destination
 from server.failpoints import hit
-from server.lookup import find_adapter, find_assignment, find_round, find_task
+from server.lookup import (
+    find_adapter,
+    find_assignment,
+    find_last_adapter,
+    find_round,
+    find_task,
+)
+from server.relay_rules import check_relay
 from server.rounds import Round, is_finished
 from server.standing import due_round, store_round
-from server.store import AdapterRow, AssignmentRow, Store
+from server.store import AdapterRow, AssignmentRow, Store, TaskRow, Transaction
 from server.submission import Submission
 
 log = logging.getLogger(__name__)
@@ -88,39 +95,50 @@ class Coordinator:
         with self._store.read() as tx:
             return find_task(tx, name).spec
 
-    def check_in(self, device_id: str, task_name: str, message: CheckIn) -> CheckInReply:
+    def check_in(
+        self, device_id: str, task_name: str, message: CheckIn, relay_for: int | None = None
+    ) -> CheckInReply:
         """Give a device work, ask it to wait, or tell it that the task is finished.
 
         Opens the next round if none is running. A device that asks again gets the assignment it
-        already has, or a smaller sketch of the same round if it can no longer afford that.
+        already has, or a smaller sketch of the same round if it can no longer afford that. A relay
+        gets all ranks, whole.
+
+        Args:
+            device_id: Who asks.
+            task_name: Of the task.
+            message: What it says of itself.
+            relay_for: Devices it speaks for, if its token is for relays.
 
         Raises:
             NotFound: There is no such task.
             ProtocolMismatch: The device speaks another version.
             WrongBaseModel: It holds another base model.
-            ConfigError: It can afford no sketch size of the task; what it has stays as it is.
+            ConfigError: It can afford no sketch size of the task; what it has stays as it is. Or
+                the task takes no relays, or not with such a token.
         """
         check_protocol(message.protocol)
         now = self._clock()
         with self._store.read() as tx:  # most devices ask while there is nothing for them to do
             task = find_task(tx, task_name)
             _check_base(task.spec.base, message)
-            k = choose_sketch_size(task.spec.policy, message.affordable_k)
+            check_relay(task.spec, relay_for, message.is_relay)
+            k = _sketch_size(task.spec, message.affordable_k, relay_for)
             current = due_round(tx, task, now)
             if current == tx.round(task.name, current.number):
-                if is_finished(current, task.spec.policy):
+                if _has_ended(tx, task, current):
                     return CheckInReply(state="finished", round_number=current.number)
-                if not has_work(tx, task, current, device_id):
-                    return self._wait(current)
+                if not has_work(tx, task, current, device_id, relay_for):
+                    return self._wait(task, current)
         with self._store.write() as tx:
             current = due_round(tx, task, now)
             store_round(tx, task, current)
             before = tx.assignment(task.name, current.number, device_id)
-            row = assign(tx, task, current, device_id, k, now)
+            row = assign(tx, task, current, device_id, k, now, relay_for)
             hit("before-assignment-commit")
         hit("after-assignment-commit")
         if row is None:
-            return self._wait(current)
+            return self._wait(task, current)
         _log_if_smaller(before, row)
         return CheckInReply(
             state="assigned",
@@ -128,9 +146,10 @@ class Coordinator:
             assignment=_as_message(row, task.spec, max(0.0, current.deadline_at - now)),
         )
 
-    def _wait(self, current: Round) -> CheckInReply:
+    def _wait(self, task: TaskRow, current: Round) -> CheckInReply:
         """Ask a device to come back: soon if the next round is about to open."""
-        pause_s = min(self._poll_s, _CLOSING_S) if current.state == "closing" else self._poll_s
+        is_soon = current.state == "closing" and not task.is_relayed
+        pause_s = min(self._poll_s, _CLOSING_S) if is_soon else self._poll_s
         return CheckInReply(state="wait", round_number=current.number, retry_after_s=pause_s)
 
     def slice_for(self, device_id: str, task: str, number: int) -> bytes:
@@ -240,6 +259,17 @@ class Coordinator:
                 self._publish(task)
 
 
+def _sketch_size(spec: TaskSpec, affordable_k: int, relay_for: int | None) -> int:
+    return spec.adapter.r if relay_for else choose_sketch_size(spec.policy, affordable_k)
+
+
+def _has_ended(tx: Transaction, task: TaskRow, current: Round) -> bool:
+    """Say whether a task is finished; behind a relay, once its last version has come."""
+    if not is_finished(current, task.spec.policy):
+        return False
+    return not task.is_relayed or find_last_adapter(tx, task.name).version >= current.number
+
+
 def _check_base(base: BaseModel, message: CheckIn) -> None:
     if message.base_digest != base.digest:
         raise WrongBaseModel(
@@ -269,6 +299,7 @@ def _as_message(row: AssignmentRow, spec: TaskSpec, deadline_s: float) -> Assign
         seed=row.seed,
         training=spec.training,
         deadline_s=deadline_s,
+        members=row.members or 1,
     )
 
 

@@ -10,11 +10,12 @@ from numpy.typing import NDArray
 from edge_sdk.sketch import Indices
 from server.adapters import indices_of
 from server.lookup import find_counted
+from server.partial_sum import read_members
 from server.store import TaskRow, Transaction
 
 
 def trained_ranks(tx: Transaction, task: TaskRow, numbers: Sequence[int]) -> NDArray[np.float64]:
-    """Return how many updates in the mean of each round trained each rank.
+    """Return how many devices in the mean of each round trained each rank.
 
     Args:
         tx: Of reading.
@@ -27,9 +28,8 @@ def trained_ranks(tx: Transaction, task: TaskRow, numbers: Sequence[int]) -> NDA
     spec = task.spec.adapter
     counts = np.zeros((len(numbers), spec.r))
     for row, number in zip(counts, numbers, strict=True):
-        for ranks in _sketches(tx, task, number):
-            for indices in ranks:
-                row[indices] += 1
+        for _, indices, devices in _trained(tx, task, number):
+            row[indices] += devices
     return counts / len(spec.layers)
 
 
@@ -50,7 +50,7 @@ def rank_ages(tx: Transaction, task: TaskRow) -> NDArray[np.int64]:
     ages = np.full((len(task.spec.adapter.layers), task.spec.adapter.r), closed, np.int64)
     is_cold = np.ones(ages.shape, np.bool_)
     for number in range(closed, 0, -1):
-        for layer, indices in _trained(tx, task, number):
+        for layer, indices, _ in _trained(tx, task, number):
             ages[layer, indices[is_cold[layer, indices]]] = closed - number
             is_cold[layer, indices] = False
         if not is_cold.any():
@@ -59,12 +59,15 @@ def rank_ages(tx: Transaction, task: TaskRow) -> NDArray[np.int64]:
     return oldest
 
 
-def _trained(tx: Transaction, task: TaskRow, number: int) -> Iterator[tuple[int, Indices]]:
-    for ranks in _sketches(tx, task, number):
-        yield from enumerate(ranks)
-
-
-def _sketches(tx: Transaction, task: TaskRow, number: int) -> Iterator[list[Indices]]:
-    """Yield the ranks, layer by layer, of each update that is part of a round's mean."""
-    for _, work in find_counted(tx, task.name, number):
-        yield indices_of(task.seed, task.spec, work)
+def _trained(
+    tx: Transaction, task: TaskRow, number: int
+) -> Iterator[tuple[int, Indices, NDArray[np.int64] | int]]:
+    """Yield layer, ranks and devices on each rank, for all that is part of a round's mean."""
+    for update, work in find_counted(tx, task.name, number):
+        if update.rank_members is None:
+            for layer, indices in enumerate(indices_of(task.seed, task.spec, work)):
+                yield layer, indices, 1
+        else:
+            for layer, members in enumerate(read_members(task.spec.adapter, update.rank_members)):
+                indices = np.flatnonzero(members)
+                yield layer, indices, members[indices]

@@ -33,7 +33,11 @@ Point = Literal[
 ]
 """Both sides of every moment at which a round becomes durable, in the order of a round."""
 
+RelayPoint = Literal["before-sum-sent", "after-sum-sent", "after-sum-commit"]
+"""The same of a relay: its upstream server counts, or counted, the sum of a round."""
+
 POINTS: tuple[Point, ...] = get_args(Point)
+RELAY_POINTS: tuple[RelayPoint, ...] = get_args(RelayPoint)
 
 PartPoint = Literal["before-part-kept", "after-part-kept", "before-parts-removed"]
 """What only an update that comes in parts meets."""
@@ -50,7 +54,7 @@ class _Armed:
     times: Iterator[int]
 
 
-def hit(name: Point | PartPoint) -> None:
+def hit(name: Point | RelayPoint | PartPoint) -> None:
     """Kill this process with SIGKILL if this place is armed and met for the n-th time.
 
     Raises:
@@ -67,7 +71,7 @@ def _armed() -> _Armed | None:
     if not text:
         return None
     name, _, number = text.partition(":")
-    if name not in POINTS + PART_POINTS or not (number or "1").isdecimal():
-        known = ", ".join(POINTS + PART_POINTS)
-        raise ConfigError(f"{VARIABLE}={text!r} must be one of {known}, or NAME:COUNT")
+    known = (*POINTS, *RELAY_POINTS, *PART_POINTS)
+    if name not in known or not (number or "1").isdecimal():
+        raise ConfigError(f"{VARIABLE}={text!r} must be one of {', '.join(known)}, or NAME:COUNT")
     return _Armed(name, int(number or "1"), count(1))

@@ -227,7 +227,7 @@ def _running(tx: Transaction, task: TaskRow, row: Round, now: float) -> RunningR
     return RunningRound(
         round_number=row.number,
         state=row.state,
-        assigned=len(assignments),
+        assigned=tx.count_assignments(task.name, row.number),
         accepted=tx.count_updates(task.name, row.number),
         quorum=policy.quorum,
         min_updates=policy.min_updates,

@@ -83,8 +83,8 @@ class RoundSummary:
         opened_at: When it was opened.
         closed_at: When its adapter version was made.
         adapter_version: That version.
-        assigned: Devices that got work.
-        accepted: Updates in its mean.
+        assigned: Devices that got work, those behind relays too.
+        accepted: Updates in its mean; a relay counts as its devices.
         late: Of these, how many came from an earlier round.
         quarantined: Updates that arrived and are part of no mean.
         missing: Devices with work that have sent nothing, or sent it too late for this round.
@@ -139,8 +139,8 @@ class RunningRound:
     Attributes:
         round_number: From 1.
         state: ``open`` or ``closing``.
-        assigned: Devices that got work.
-        accepted: Updates in its mean so far.
+        assigned: Devices that got work, those behind relays too.
+        accepted: Updates in its mean so far; a relay counts as its devices.
         quorum: Updates that close it at once.
         min_updates: Updates it needs at its deadline.
         deadline_s: Seconds left; 0 once it is not open.

@@ -242,12 +242,12 @@ def _latest(tx: Transaction, task: str) -> int:
 
 def _manifest(tx: Transaction, task: str, version: int) -> Manifest:
     spec, row = find_task(tx, task).spec, find_adapter(tx, task, version)
-    parent = find_adapter(tx, task, version - 1) if version else None
+    parent = tx.adapter(task, version - 1)
     return Manifest(
         task=task,
         version=version,
         round_number=row.round_number,
-        parent_version=parent.version if parent else None,
+        parent_version=version - 1 if version else None,
         parent_digest=parent.digest if parent else None,
         base_digest=spec.base.digest,
         spec_digest=spec_digest(spec.adapter),

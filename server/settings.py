@@ -57,6 +57,10 @@ class Settings:
         tls_key: PEM file of its private key.
         forwarded_allow_ips: Addresses and networks of proxies whose ``X-Forwarded-For`` and
             ``X-Forwarded-Proto`` are believed; nobody else's are.
+        upstream: Address of the server whose relay this one is: it serves that server's tasks and
+            sends the sum of each round there; empty serves tasks of its own.
+        upstream_token: Enrolment token of that server, for relays; needed once, and better in the
+            environment or the settings file than in a flag that others can read.
     """
 
     state: Path = field(default_factory=_default_state)
@@ -84,6 +88,8 @@ class Settings:
     tls_certificate: str = ""
     tls_key: str = ""
     forwarded_allow_ips: tuple[str, ...] = ()
+    upstream: str = ""
+    upstream_token: str = field(default="", repr=False)
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
@@ -102,6 +108,7 @@ class Settings:
         if self.presigned_uploads:
             self._check_presigned_uploads()
         self._check_access()
+        self._check_upstream()
 
     @property
     def url(self) -> str | URL:
@@ -119,6 +126,11 @@ class Settings:
         if self.signing_key:
             return Path(self.signing_key).expanduser()
         return self.state / "signing-key.pem"
+
+    @property
+    def upstream_folder(self) -> Path:
+        """Folder of what a relay is on its upstream server."""
+        return self.state / "upstream"
 
     @property
     def blob_folder(self) -> Path:
@@ -147,6 +159,17 @@ class Settings:
             raise ConfigError(
                 f"presigned_uploads with blob_endpoint={self.blob_endpoint!r}: devices of a server "
                 "with TLS send nothing to a store without; it must begin with https://"
+            )
+
+    def _check_upstream(self) -> None:
+        if self.upstream and not self.upstream.startswith(("http://", "https://")):
+            raise ConfigError(f"upstream={self.upstream!r} must begin with http:// or https://")
+        if self.upstream_token and not self.upstream:
+            raise ConfigError("upstream_token needs upstream: name the server it is from")
+        if self.upstream and self.database_url:
+            raise ConfigError(
+                "upstream with database_url: a relay is one process with one identity, kept beside "
+                "its database in the state folder; leave database_url out"
             )
 
     def _check_access(self) -> None:

@@ -19,6 +19,7 @@ STATE_SETTINGS = ("state", "database_url", "blob_url", "blob_endpoint", "signing
 """What every command needs to find the state of the server."""
 
 _PASSWORD = re.compile(r"(://[^:/@\s]*:)[^@\s]*@")
+_SECRETS = ("upstream_token",)
 _SECRET_PARAMETER = re.compile(r"([?&][^=&]*(?:password|secret|token|key)[^=&]*=)[^&]*", re.I)
 
 
@@ -61,13 +62,15 @@ def show(args: argparse.Namespace) -> None:
 
 def _rows(found: FoundSettings) -> list[dict[str, Any]]:
     return [
-        {"name": name, "value": _shown(getattr(found.settings, name)), "origin": origin}
+        {"name": name, "value": _shown(name, getattr(found.settings, name)), "origin": origin}
         for name, origin in found.origins.items()
     ]
 
 
-def _shown(value: object) -> object:
-    """Return a value as it may be shown: as JSON has it, without the passwords in addresses."""
+def _shown(name: str, value: object) -> object:
+    """Return a value as it may be shown: as JSON has it, without tokens and passwords."""
+    if name in _SECRETS and value:
+        return "***"
     if isinstance(value, Path):
         return str(value)
     if isinstance(value, str):

@@ -28,12 +28,15 @@ def _begins(column: Column[str], prefix: str) -> ColumnElement[bool]:
 
 
 def _is_closed_before(closed_before: float) -> ColumnElement[bool]:
-    """Say that the round an update is counted in was closed earlier: its adapter is that old."""
+    """Say that the round an update is counted in was closed earlier: an adapter is that old.
+
+    A relay does not have the adapter of every round, but later ones.
+    """
     return exists().where(
         rounds.c.task == updates.c.task,
         rounds.c.number == updates.c.counted_in,
         rounds.c.state == "closed",
         adapters.c.task == rounds.c.task,
-        adapters.c.version == rounds.c.adapter_version,
+        adapters.c.version >= rounds.c.adapter_version,
         adapters.c.created_at < closed_before,
     )

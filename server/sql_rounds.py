@@ -5,11 +5,23 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, Table, and_, case, func, insert, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Select,
+    Table,
+    and_,
+    case,
+    exists,
+    func,
+    insert,
+    select,
+    update,
+)
 
 from edge_sdk.errors import MalformedMessage, StorageError
 from edge_sdk.wire.messages import TaskSpec, decode_message, encode_message
 from server import tables
+from server.access_tables import devices
 from server.rounds import Round
 from server.sql_rows import SqlRows
 from server.store import AdapterRow, AssignmentRow, TaskRow, UpdateRow
@@ -27,6 +39,7 @@ class SqlRounds(SqlRows):
                 seed=row.seed,
                 created_at=row.created_at,
                 drawn=0,
+                is_relayed=row.is_relayed,
             )
         )
 
@@ -41,6 +54,7 @@ class SqlRounds(SqlRows):
             spec=_decode_spec(found["name"], found["spec"]),
             seed=found["seed"],
             created_at=found["created_at"],
+            is_relayed=found["is_relayed"],
         )
 
     def task_names(self) -> list[str]:
@@ -103,13 +117,14 @@ class SqlRounds(SqlRows):
         return self._all(AssignmentRow, _of_round(tables.assignments, task, number))
 
     def count_assignments(self, task: str, number: int) -> int:
-        """Return how many devices were given work in a round."""
+        """Return how many devices were given work in a round, those behind relays too."""
         table = tables.assignments
-        query = select(func.count()).where(table.c.task == task, table.c.round_number == number)
-        return self._connection.execute(query).scalar_one()
+        devices = func.coalesce(func.sum(func.coalesce(table.c.members, 1)), 0)
+        query = select(devices).where(table.c.task == task, table.c.round_number == number)
+        return int(self._connection.execute(query).scalar_one())
 
     def count_seats(self, task: str, number: int, stretch_at: float) -> int:
-        """Return how many places in the cohort of a round are taken."""
+        """Return how many places in the cohort of a round are taken; a relay takes several."""
         given, sent = tables.assignments, tables.updates
         is_sent = and_(
             sent.c.task == given.c.task,
@@ -120,9 +135,23 @@ class SqlRounds(SqlRows):
             (sent.c.device_id.is_(None), given.c.assigned_at >= stretch_at),
             else_=sent.c.quarantine.is_(None),
         )
-        query = select(func.count()).select_from(given.outerjoin(sent, is_sent))
+        places = func.coalesce(sent.c.members, given.c.members, 1)
+        query = select(func.coalesce(func.sum(places), 0))
+        query = query.select_from(given.outerjoin(sent, is_sent))
         query = query.where(given.c.task == task, given.c.round_number == number, is_held)
-        return self._connection.execute(query).scalar_one()
+        return int(self._connection.execute(query).scalar_one())
+
+    def count_reserved(self, task: str, number: int, most: int) -> int:
+        """Return how many places relays may still ask for that have no work in a round yet."""
+        device, given = devices, tables.assignments
+        has_work = exists().where(
+            given.c.task == task,
+            given.c.round_number == number,
+            given.c.device_id == device.c.id,
+        )
+        query = select(func.coalesce(func.sum(device.c.relay_for), 0))
+        query = query.where(device.c.relay_for <= most, device.c.revoked_at.is_(None), ~has_work)
+        return int(self._connection.execute(query).scalar_one())
 
     def shrink_assignment(self, row: AssignmentRow, k: int) -> None:
         """Change the sketch size of an assignment, and nothing else of it."""
@@ -154,18 +183,20 @@ class SqlRounds(SqlRows):
         return self._all(UpdateRow, query.order_by(table.c.round_number.desc(), table.c.device_id))
 
     def count_updates(self, task: str, number: int) -> int:
-        """Return how many updates are part of a round's mean."""
+        """Return how many devices' updates are part of a round's mean."""
         table = tables.updates
-        query = select(func.count()).where(
+        query = select(func.coalesce(func.sum(table.c.members), 0)).where(
             table.c.task == task, table.c.counted_in == number, table.c.quarantine.is_(None)
         )
-        return self._connection.execute(query).scalar_one()
+        return int(self._connection.execute(query).scalar_one())
 
     def mean_losses(self, task: str) -> dict[int, tuple[int, float]]:
-        """Return, for rounds with updates in their mean, how many and the mean of their losses."""
+        """Return, for rounds with updates in their mean, how many devices and their mean loss."""
         table = tables.updates
+        members = func.sum(table.c.members)
+        mean = func.sum(table.c.loss * table.c.members) / members
         query = (
-            select(table.c.counted_in, func.count(), func.avg(table.c.loss))
+            select(table.c.counted_in, members, mean)
             .where(table.c.task == task, table.c.quarantine.is_(None))
             .group_by(table.c.counted_in)
         )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from sqlalchemy import URL, Engine
 
+from edge_sdk.errors import ServerBusy
 from server.engine import MIGRATING, WRITING, exclusive, make_engine, typed_errors
 from server.migrate import check_at_head, upgrade_to_head
 from server.sql_access import SqlAccess
@@ -17,16 +19,24 @@ from server.sql_registry import SqlRegistry
 from server.sql_rounds import SqlRounds
 from server.store import Transaction
 
+_TURN_S = 10.0
+_RETRY_AFTER_S = 2.0
+
 
 class SqlTransaction(SqlRounds, SqlReferences, SqlRegistry, SqlAccess, SqlFleet, SqlEvaluations):
     """One transaction on one connection; see :class:`server.store.Transaction`."""
 
 
 class SqlStore:
-    """Rows in a database; see :class:`server.store.Store`."""
+    """Rows in a database; see :class:`server.store.Store`.
+
+    Writers of one process queue here: SQLite lets a writer sleep and look again, so that under load
+    one may look in vain until its time is up, and PostgreSQL's would each hold a connection.
+    """
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self._writing = threading.Lock()
 
     @contextmanager
     def read(self) -> Iterator[Transaction]:
@@ -37,10 +47,19 @@ class SqlStore:
     @contextmanager
     def write(self) -> Iterator[Transaction]:
         """Open a transaction that is alone among writers and durable when it ends."""
-        with typed_errors(), self._engine.connect() as connection:
+        with typed_errors(), self._turn(), self._engine.connect() as connection:
             connection = connection.execution_options(**WRITING)
             with connection.begin():
                 yield SqlTransaction(connection)
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        if not self._writing.acquire(timeout=_TURN_S):
+            raise ServerBusy("the writers before this one take too long", _RETRY_AFTER_S)
+        try:
+            yield
+        finally:
+            self._writing.release()
 
     @contextmanager
     def exclusive(self, name: str) -> Iterator[bool]:

@@ -12,12 +12,15 @@ log = logging.getLogger(__name__)
 
 
 def due_round(tx: Transaction, task: TaskRow, now: float) -> Round:
-    """Return the latest round of a task as it must be now, or the next one if it is time."""
+    """Return the latest round of a task as it must be now, or the next one if it is time.
+
+    The rounds of a relayed task are opened by its relay, with those of the upstream server.
+    """
     policy = task.spec.policy
     last = tx.last_round(task.name)
     if last is None:
         return open_round(task.name, 1, policy, now)
-    if may_open_next(last, policy):
+    if may_open_next(last, policy) and not task.is_relayed:
         return open_round(task.name, last.number + 1, policy, now)
     return next_state(last, tx.count_updates(task.name, last.number), policy, now)
 

@@ -17,12 +17,21 @@ from server.rounds import Round
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskRow:
-    """One task; ``seed`` is where all its randomness comes from."""
+    """One task.
+
+    Attributes:
+        name: As in its spec.
+        spec: What its devices agree on.
+        seed: Where all its randomness comes from.
+        created_at: Seconds since 1970.
+        is_relayed: Whether it is another server's, to which this one sends the sum of each round.
+    """
 
     name: str
     spec: TaskSpec
     seed: int
     created_at: float
+    is_relayed: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +48,7 @@ class AssignmentRow:
         assigned_at: Seconds since 1970.
         download_bytes: Bytes of all slices handed out for it, of every size it had.
         drawn_from: Where its ranks begin in the task's balanced draws; None if independent.
+        members: Devices whose sum a relay may send for it; None is one device's own update.
     """
 
     task: str
@@ -50,6 +60,7 @@ class AssignmentRow:
     assigned_at: float
     download_bytes: int = 0
     drawn_from: int | None = None
+    members: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +82,10 @@ class UpdateRow:
         staleness: Adapter versions it is behind that round.
         norm: Root mean square of its numbers.
         quarantine: Why it is kept, but no part of any mean; None if nothing speaks against it.
+        members: Devices it is of: 1, or those of a relay's sum.
+        weight: What all members of a relay's sum weigh; None is worked out for one device.
+        rank_members: How many members trained each rank of each layer, ``(layers, r)`` unsigned
+            32-bit numbers, little-endian; None if the assignment tells which ranks.
     """
 
     task: str
@@ -87,6 +102,9 @@ class UpdateRow:
     staleness: int = 0
     norm: float = 0.0
     quarantine: str | None = None
+    members: int = 1
+    weight: float | None = None
+    rank_members: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,10 +175,10 @@ class RoundTransaction(Protocol):
         """Return the assignments of a round by device id."""
 
     def count_assignments(self, task: str, number: int) -> int:
-        """Return how many devices were given work in a round."""
+        """Return how many devices were given work in a round, those behind relays too."""
 
     def count_seats(self, task: str, number: int, stretch_at: float) -> int:
-        """Return how many places in the cohort of a round are taken.
+        """Return how many places in the cohort of a round are taken; a relay takes several.
 
         A device gives its place up if it let a whole stretch of a prolonged round pass without an
         update, or a cohort of dropped devices would block the task for ever; and if its update is
@@ -170,6 +188,15 @@ class RoundTransaction(Protocol):
             task: Name of the task.
             number: Of the round.
             stretch_at: When the round was opened or last prolonged.
+        """
+
+    def count_reserved(self, task: str, number: int, most: int) -> int:
+        """Return how many places relays may still ask for that have no work in a round yet.
+
+        Args:
+            task: Name of the task.
+            number: Of the round.
+            most: Relays that speak for more devices than this are left out.
         """
 
     def shrink_assignment(self, row: AssignmentRow, k: int) -> None:
@@ -191,10 +218,10 @@ class RoundTransaction(Protocol):
         """
 
     def count_updates(self, task: str, number: int) -> int:
-        """Return how many updates are part of a round's mean."""
+        """Return how many devices' updates are part of a round's mean."""
 
     def mean_losses(self, task: str) -> dict[int, tuple[int, float]]:
-        """Return, for rounds with updates in their mean, how many and the mean of their losses."""
+        """Return, for rounds with updates in their mean, how many devices and their mean loss."""
 
     def quarantine(self, row: UpdateRow, reason: str) -> None:
         """Take an update out of the mean of its round."""

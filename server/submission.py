@@ -16,6 +16,7 @@ from server.blobs import Blobs, Upload
 from server.counting import Destination, find_destination
 from server.failpoints import hit
 from server.lookup import find_assignment, find_round, find_task
+from server.partial_sum import check_sum, sum_limit
 from server.rounds import next_state
 from server.screening import update_norm, why_too_large
 from server.standing import store_round
@@ -78,6 +79,8 @@ class Submission:
             row, assignment = _work(tx, place)
             if tx.accepted(task, number, device_id) is None:
                 _open_destination(tx, row, assignment, self._clock())
+        if assignment.members is not None:
+            return sum_limit(row.spec.adapter)
         return update_limit(row.spec, assignment.k)
 
     def find_receipt(self, device_id: str, task: str, number: int, digest: str) -> Receipt | None:
@@ -123,7 +126,7 @@ class Submission:
             RoundClosed: Too late.
             ServerBusy: Late, and the round it will count in is not open yet.
             MalformedPayload: Not the tensors of the assignment, such as those of the larger one
-                it was before the device stepped down.
+                it was before the device stepped down; or a relay's sum that cannot be.
             MalformedMessage: No valid report inside.
             NotFinite: NaN, infinity, or a step beyond all measure.
             StorageError: The disk refused.
@@ -137,7 +140,8 @@ class Submission:
                 if _is_repeated(tx, place, digest):
                     return _receipt(place, digest)
                 _open_destination(tx, found, assignment, self._clock())
-            row = _check_body(place, found.spec, assignment.k, body, digest, self._clock())
+            check = _check_body if assignment.members is None else _check_sum
+            row = check(place, found.spec, assignment, body, digest, self._clock())
             del body
         hit("before-update-kept")
         self._blobs.keep(upload, digest)
@@ -212,9 +216,15 @@ def _check_still(place: _Place, k_now: int, k: int) -> None:
 
 
 def _check_body(
-    place: _Place, spec: TaskSpec, k: int, body: bytes, digest: str, now: float
+    place: _Place,
+    spec: TaskSpec,
+    assignment: AssignmentRow,
+    body: bytes,
+    digest: str,
+    now: float,
 ) -> UpdateRow:
     """Return the row of an update that is what was assigned, as if it came in time."""
+    k = assignment.k
     try:
         update, message = decode_update(body, spec, k)
     except MalformedPayload as error:
@@ -225,13 +235,42 @@ def _check_body(
     report = decode_message(UpdateReport, message)
     check_protocol(report.protocol)
     check_magnitude(update, spec.aggregation.server_lr)
-    norm = update_norm(update)
+    return _row(place, spec, report, update_norm(update), len(body), digest, now)
+
+
+def _check_sum(
+    place: _Place,
+    spec: TaskSpec,
+    assignment: AssignmentRow,
+    body: bytes,
+    digest: str,
+    now: float,
+) -> UpdateRow:
+    """Return the row of a relay's sum that its devices can have made, as if it came in time."""
+    found = check_sum(spec, body, assignment.members or 1)
+    return replace(
+        _row(place, spec, found.report, found.norm, len(body), digest, now),
+        members=found.report.members,
+        weight=found.report.weight,
+        rank_members=found.rank_members,
+    )
+
+
+def _row(
+    place: _Place,
+    spec: TaskSpec,
+    report: UpdateReport,
+    norm: float,
+    size_bytes: int,
+    digest: str,
+    now: float,
+) -> UpdateRow:
     return UpdateRow(
         task=place.task,
         round_number=place.number,
         device_id=place.device_id,
         digest=digest,
-        size_bytes=len(body),
+        size_bytes=size_bytes,
         examples=report.examples,
         loss=report.loss,
         seconds=report.seconds,

@@ -2,11 +2,13 @@
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     Column,
     Float,
     ForeignKey,
     ForeignKeyConstraint,
     Integer,
+    LargeBinary,
     MetaData,
     String,
     Table,
@@ -23,6 +25,7 @@ tasks = Table(
     Column("seed", BigInteger, nullable=False),
     Column("created_at", Float, nullable=False),
     Column("drawn", BigInteger, nullable=False),
+    Column("is_relayed", Boolean, nullable=False),
 )
 
 rounds = Table(
@@ -49,6 +52,7 @@ assignments = Table(
     Column("assigned_at", Float, nullable=False),
     Column("download_bytes", BigInteger, nullable=False),
     Column("drawn_from", BigInteger),
+    Column("members", Integer),
     ForeignKeyConstraint(["task", "round_number"], ["rounds.task", "rounds.number"]),
     ForeignKeyConstraint(["task", "adapter_version"], ["adapters.task", "adapters.version"]),
 )
@@ -70,6 +74,9 @@ updates = Table(
     Column("staleness", Integer, nullable=False),
     Column("norm", Float, nullable=False),
     Column("quarantine", String(200)),
+    Column("members", Integer, nullable=False),
+    Column("weight", Float),
+    Column("rank_members", LargeBinary),
     ForeignKeyConstraint(
         ["task", "round_number", "device_id"],
         ["assignments.task", "assignments.round_number", "assignments.device_id"],

@@ -8,13 +8,11 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import psutil
 import requests
 
 from server.failpoints import VARIABLE
@@ -42,10 +40,6 @@ class ServerProcess:
         self.port = port or _free_port()
         self.address = f"http://127.0.0.1:{self.port}"
         self.environment = {**_UNHURRIED, **(environment or {})}
-        self.serving_after_s: list[float] = []
-        """Seconds from every start of a process to the first answer of its /healthz."""
-        self.core_s_until_serving: list[float] = []
-        """Seconds of processor time it took for that: what is left of it on an idle machine."""
         self._process: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> ServerProcess:
@@ -71,7 +65,6 @@ class ServerProcess:
 
     def start(self, failpoint: str = "") -> ServerProcess:
         """Start serving and wait until it answers; a failpoint is armed for this start only."""
-        started = time.perf_counter()
         self._process = subprocess.Popen(
             [sys.executable, "-m", "server", "serve", "--json", *self._flags()],
             stdout=subprocess.PIPE,
@@ -84,10 +77,7 @@ class ServerProcess:
             raise AssertionError(f"the server said {line!r}")
         try:
             assert requests.get(f"{self.address}/healthz", timeout=20).ok
-            self.serving_after_s.append(time.perf_counter() - started)
-            used = psutil.Process(self.pid).cpu_times()
-            self.core_s_until_serving.append(used.user + used.system)
-        except (requests.ConnectionError, psutil.Error):
+        except requests.ConnectionError:
             if not failpoint:
                 raise
         return self

@@ -29,25 +29,34 @@ LIGHT_MODULES = [
     "edge_sdk.example",
     "edge_sdk.lean.eligibility",
     "edge_sdk.lean.memory_need",
+    "edge_sdk.agent.journal",
+    "edge_sdk.client",
+    "edge_sdk.doctor_command",
     "edge_sdk.inference",
     "edge_sdk.inference.messages",
+    "edge_sdk.run_command",
     "server",
     "server.cli",
     "server.app",
 ]
 TRAINING_MODULES = ["edge_sdk.local_trainer", "edge_sdk.trainable_base", "edge_sdk.lean.base"]
 SERVER_MAY_IMPORT = {
+    "edge_sdk.enrolment",  # a relay is a device of its upstream server
     "edge_sdk.errors",
+    "edge_sdk.identity",
     "edge_sdk.model_folder",
     "edge_sdk.model_shape",
     "edge_sdk.peft_folder",
     "edge_sdk.quantities",
     "edge_sdk.sketch",
+    "edge_sdk.transport",
     "edge_sdk.wire.manifest",
     "edge_sdk.wire.messages",
     "edge_sdk.wire.parts",
     "edge_sdk.wire.payload",
     "edge_sdk.wire.proofs",
+    "edge_sdk.wire.rank_rows",
+    "edge_sdk.wire.update_body",
 }
 PURE = [
     "edge_sdk/sketch.py",

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from edge_sdk.cli import _parser as device_parser
-from edge_sdk.errors import by_code
 from edge_sdk.client import EdgeClient
+from edge_sdk.errors import by_code
 from server.cli import _build_parser as server_parser
 from server.settings import Settings
 from server.settings_sources import flag_of
@@ -38,7 +38,9 @@ def test_readme_code_calls_the_client_with_arguments_it_has():
         assert callable(getattr(EdgeClient, method))
 
 
-@pytest.mark.parametrize("name", ["probe", "plan", "join", "run", "status", "doctor", "pull", "infer"])
+@pytest.mark.parametrize(
+    "name", ["probe", "plan", "join", "run", "status", "doctor", "pull", "infer"]
+)
 def test_readme_shows_every_device_command(name):
     assert f"edge-sdk {name}" in README
 

@@ -133,8 +133,8 @@ class Pieces:
         """Return the text that a token completes; empty while a character lacks bytes."""
         self._ids.append(token)
         piece = self._new_text()
-        if piece.endswith(_UNFINISHED):
-            return ""
+        if not piece or piece.endswith(_UNFINISHED):
+            return ""  # a token without text is no context: the space after it would be lost
         self._settled, self._shown = self._shown, len(self._ids)
         return piece
 

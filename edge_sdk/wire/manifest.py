@@ -57,7 +57,8 @@ class Manifest:
         version: 0 is the initial adapter.
         round_number: The round that made it; 0 for the initial one.
         parent_version: The version that round started from; None for the initial one.
-        parent_digest: SHA-256 of that version's tensor file.
+        parent_digest: SHA-256 of that version's tensor file; None if the server never had it, as a
+            relay that missed a round.
         base_digest: Of the base model it belongs to.
         spec_digest: Of rank, scaling, targets and number format; see :func:`spec_digest`.
         digest: SHA-256 of the tensor file.

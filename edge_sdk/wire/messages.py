@@ -465,11 +465,13 @@ class CheckIn:
         affordable_k: Largest sketch size its plan allows. Asking again in a round with less than
             the assigned size makes the assignment smaller; with more it changes nothing.
         examples: Training examples it holds.
+        is_relay: Whether it is a server that trains nothing and sends the sum of its devices.
     """
 
     base_digest: str
     affordable_k: int
     examples: int
+    is_relay: bool = False
     protocol: int = PROTOCOL
 
     def __post_init__(self) -> None:
@@ -492,6 +494,7 @@ class Assignment:
         seed: Of this device in this round; orders the training data on the device.
         training: Hyper-parameters.
         deadline_s: Seconds left, counted from the reply.
+        members: Devices whose sum a relay may send.
     """
 
     task: str
@@ -501,6 +504,7 @@ class Assignment:
     seed: int
     training: TrainingSpec
     deadline_s: float
+    members: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

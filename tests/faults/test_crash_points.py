@@ -17,7 +17,6 @@ from tests.numpy_device import wait_for
 from tests.server.tasks import tiny_spec
 
 KILLS = int(os.environ.get("EDGE_TEST_KILLS", "6"))
-SERVING_WITHIN_S = 2.0
 
 pytestmark = pytest.mark.processes
 
@@ -38,7 +37,6 @@ def test_killed_at_every_commit_point_it_gives_the_undisturbed_adapter(installat
             server.start()
             work.finish()
         fleet.check(settings, tmp_path / "expected")
-    assert min(server.core_s_until_serving) < SERVING_WITHIN_S, "on an idle machine: on the clock"
 
 
 def test_killed_at_random_times_under_load_it_gives_the_undisturbed_adapter(

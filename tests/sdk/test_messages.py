@@ -140,6 +140,18 @@ def test_a_kept_message_decodes_to_the_same_value(message):
     assert decode_message(type(message), encode_message(message)) == message
 
 
+@pytest.mark.parametrize(
+    ("kind", "new"), [("CheckIn", '"is_relay"'), ("CheckInReply", '"members"')]
+)
+def test_a_message_of_a_release_without_relays_means_a_device(kind, new):
+    lines = (GOLDEN / f"{kind}.json").read_text().splitlines()
+    older = "".join(line for line in lines if new not in line)
+    (message,) = [message for message in MESSAGES if type(message).__name__ == kind]
+    older = older.replace("59.5,", "59.5")
+    assert new not in older
+    assert decode_message(type(message), older.encode()) == message
+
+
 def test_every_message_of_the_protocol_has_a_golden_text():
     """Parts of other messages are covered by those."""
     kinds = {

@@ -71,6 +71,19 @@ def test_a_token_is_limited_as_asked_for_and_listed_without_its_secret(run, ask,
     assert token not in table
 
 
+def test_a_token_for_relays_says_so_wherever_it_is_seen(run, ask, site):
+    made = ask("token", "create", "--relay-for", "16", "--name", "hospital")
+    assert made["relay_for"] == 16
+    device_id = enrol(site, made["enrolment_token"], new_key())
+    assert [row["relay_for"] for row in ask("device", "list")] == [16]
+    for words in (("token", "list"), ("device", "list")):
+        assert re.search(r"relay\s*for", run(*words)[1])
+    assert "a relay for 16 devices" in ask("audit")[-1]["subject"]
+    assert device_id
+    code, _, err = run("token", "create", "--relay-for", "0")
+    assert (code, "relay_for=0" in err) == (1, True)
+
+
 def test_a_token_is_revoked_by_its_id(run, ask, site):
     made = ask("token", "create")
     assert run("token", "revoke", made["id"])[0] == 0

@@ -42,6 +42,16 @@ def test_a_server_with_tls_does_not_send_devices_to_a_store_without():
     Settings(**bucket, blob_endpoint="http://127.0.0.1:9000")
 
 
+def test_a_relay_is_one_process_with_the_address_of_a_server():
+    with pytest.raises(ConfigError, match="upstream='ftp://hub'"):
+        Settings(upstream="ftp://hub")
+    with pytest.raises(ConfigError, match="upstream_token needs upstream"):
+        Settings(upstream_token="secret")
+    with pytest.raises(ConfigError, match="a relay is one process"):
+        Settings(upstream="https://hub", database_url="postgresql://db/edge")
+    assert "secret" not in repr(Settings(upstream="https://hub", upstream_token="secret"))
+
+
 def test_every_setting_says_what_it_means():
     assert describe_settings().keys() == setting_kinds().keys()
     assert all(len(text) > 15 for text in describe_settings().values())

@@ -50,6 +50,15 @@ def test_a_password_in_an_address_is_never_shown(show, address, shown, capsys):
     assert "s3c" not in capsys.readouterr().out
 
 
+def test_the_token_for_the_upstream_server_is_never_shown(show, capsys, monkeypatch):
+    monkeypatch.setenv("EDGE_SERVER_UPSTREAM_TOKEN", "s3cret")
+    _, rows = show("--upstream", "https://hub.example")
+    assert rows["upstream"]["value"] == "https://hub.example"
+    assert rows["upstream_token"]["value"] == "***"
+    assert main(["config", "show", "--upstream", "https://hub.example"]) == 0
+    assert "s3cret" not in capsys.readouterr().out
+
+
 def test_the_settings_are_a_table_for_people(capsys):
     assert main(["config", "show", "--port", "9"]) == 0
     lines = capsys.readouterr().out.splitlines()

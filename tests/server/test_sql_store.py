@@ -41,6 +41,21 @@ def test_a_database_that_stays_locked_is_server_busy(address, tmp_path, monkeypa
     store.close()
 
 
+def test_writers_of_one_process_wait_for_each_other_and_not_for_the_file(address, monkeypatch):
+    monkeypatch.setattr(sqlite_engine, "_BUSY_TIMEOUT_MS", 1)
+    store = open_store(address)
+
+    def write(number):
+        with store.write() as tx:
+            tx.add_task(replace(TASK, name=f"t{number}"))
+
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(write, range(100)))
+    with store.read() as tx:
+        assert len(tx.task_names()) == 100
+    store.close()
+
+
 def test_opening_waits_for_another_who_switches_the_new_file_to_a_log(address):
     rival = sqlite3.connect(make_url(address).database, isolation_level=None)
     rival.execute("BEGIN IMMEDIATE")  # what the switch holds, and SQLite refuses without a wait
