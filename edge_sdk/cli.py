@@ -17,6 +17,7 @@ from edge_sdk.identity import default_state_folder
 from edge_sdk.infer_command import add_infer_options, run_infer
 from edge_sdk.plan_command import add_allowance_options, add_plan_options, run_plan
 from edge_sdk.run_command import add_policy_options, leave, run, show_status
+from edge_sdk.token_options import add_token_options, read_token
 
 _out = Console(soft_wrap=True)
 
@@ -55,7 +56,7 @@ def _plan(options: argparse.Namespace) -> None:
 def _join(options: argparse.Namespace) -> None:
     from edge_sdk.enrolment import join
 
-    identity = join(options.state, options.server, options.token, options.name)
+    identity = join(options.state, options.server, read_token(options), options.name)
     if options.json:
         _print_json({"server": identity.server, "device_id": identity.device_id})
         return
@@ -135,7 +136,7 @@ def _parser() -> argparse.ArgumentParser:
 
     join = _command(commands, "join", _join, "enrol this device on a server")
     join.add_argument("server", help="address, such as http://127.0.0.1:8765")
-    join.add_argument("--token", required=True, help="enrolment token from the operator")
+    add_token_options(join)
     _add_identity(join)
 
     change_key = _command(commands, "change-key", _change_key, "give this device a new key")
@@ -145,7 +146,7 @@ def _parser() -> argparse.ArgumentParser:
     part.add_argument("--data", type=Path, required=True, help="JSONL with this device's examples")
     part.add_argument("--task", help="needed if the server has several")
     part.add_argument("--server", help="needed if this device has not joined yet")
-    part.add_argument("--token", help="enrolment token, if this device has not joined yet")
+    add_token_options(part)
     _add_identity(part)
     _add_model(part, required=False)
     add_allowance_options(part)

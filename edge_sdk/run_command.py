@@ -19,6 +19,7 @@ from edge_sdk.client import EdgeClient
 from edge_sdk.errors import EdgeError
 from edge_sdk.plan_command import read_allowance
 from edge_sdk.quantities import format_bytes, format_seconds
+from edge_sdk.token_options import read_token
 
 _LEFT_BEHIND = ("device.json", "joining.json", "trust.json", "status.json")
 
@@ -115,7 +116,7 @@ def _arguments(options: argparse.Namespace) -> dict[str, Any]:
         "server": options.server,
         "task": options.task,
         "model": options.model,
-        "enrolment_token": options.token,
+        "enrolment_token": read_token(options),
         "name": options.name,
         "state_folder": options.state,
         "allowance": read_allowance(options),
