@@ -87,9 +87,12 @@ def _run_here(options: argparse.Namespace, show: Any) -> None:
 
     if not options.json:
         logging.getLogger("edge_sdk").setLevel(logging.INFO)
-    loop = RoundLoop(**_arguments(options))
-    for done in loop.rounds():
-        show(asdict(done))
+    lock = OnlyOne(options.state)
+    try:
+        for done in RoundLoop(**_arguments(options)).rounds():
+            show(asdict(done))
+    finally:
+        lock.release()
 
 
 def _run_in_background(options: argparse.Namespace, out: Console, show: Any) -> None:

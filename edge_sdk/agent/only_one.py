@@ -49,13 +49,14 @@ class OnlyOne:
 
 
 def is_agent_running(state_folder: Path) -> bool:
-    """Say whether an agent works with a state folder now."""
+    """Say whether an agent works with a state folder now; leaves no trace."""
     try:
-        OnlyOne(state_folder).release()
-    except AlreadyRunning:
-        return True
-    except StorageError:
+        with (state_folder / _FILE).open("r+", encoding="utf-8") as file:
+            _lock(file)
+    except FileNotFoundError:
         return False
+    except OSError:
+        return True
     return False
 
 
