@@ -91,6 +91,7 @@ class Supervisor:
         self._child: Child | None = None
         self._told: dict[str, Any] = {}
         self._phase: State = "starting"
+        self._failure: dict[str, Any] | None = None
         self._moved_before = (0, 0)
         self._ended_cpu_s = 0.0
         self._failures = 0
@@ -165,7 +166,7 @@ class Supervisor:
             return
         self._paused_at = None
         if self._child is None and time.monotonic() >= self._not_before:
-            self._phase, self._told = "starting", {}
+            self._phase, self._told, self._failure = "starting", {}, None
             self._child = Child(self._settings, self._state / "agent.log")
         elif self._child is not None and self._child.is_suspended:
             self._child.resume()
@@ -198,7 +199,6 @@ class Supervisor:
     def _hear(self, child: Child) -> None:
         """Take in what the training process told, and whether it ended."""
         has_ended = child.exit_status is not None
-        failure: dict[str, Any] | None = None
         for told in child.events(is_last=has_ended):
             kind = told.pop("event", "")
             if kind == "round":
@@ -208,7 +208,7 @@ class Supervisor:
             elif kind == "finished":
                 self._outcome = "finished", ""
             elif kind == "failed":
-                failure = told
+                self._failure = told
             else:
                 self._phase = kind
                 self._told.update(self._in_all(told))
@@ -216,7 +216,7 @@ class Supervisor:
             status = child.exit_status
             self._end_child()
             if self._outcome is None:
-                self._fail(failure, status)
+                self._fail(self._failure, status)
 
     def _in_all(self, told: dict[str, Any]) -> dict[str, Any]:
         """Add to the bytes of this process those of the ones before it."""

@@ -83,7 +83,7 @@ def create_task(
 
 
 def wait_for_status(
-    client: EdgeClient, is_it: Callable[[Status], bool], within_s: float = 60.0
+    client: EdgeClient, is_it: Callable[[Status], bool], within_s: float = 120.0
 ) -> Status:
     end = time.monotonic() + within_s
     while not is_it(status := client.status()):
@@ -92,7 +92,7 @@ def wait_for_status(
     return status
 
 
-def wait_for_training(client: EdgeClient, within_s: float = 60.0) -> Status:
+def wait_for_training(client: EdgeClient, within_s: float = 120.0) -> Status:
     return wait_for_status(client, lambda x: x.state == "training" and x.step > 0, within_s)
 
 

@@ -31,7 +31,7 @@ def test_a_task_is_finished_in_the_background_and_every_round_is_told(
     task = create_task(server, tiny_llama, long_task.data, tmp_path / "short", local_steps=5)
     events = []
     with task.client(on_event=events.append) as client:
-        status = client.wait(60)
+        status = client.wait(120)
     assert status.state == "finished", status
     assert status.rounds_counted == 1
     assert status.uploaded_bytes > 1000
@@ -117,22 +117,23 @@ def test_data_that_is_missing_is_an_error_at_once_and_data_that_is_bad_a_failure
     bad = tmp_path / "bad.jsonl"
     bad.write_text("this is not JSON\n")
     with long_task.client(data=bad) as client:
-        status = client.wait(60)
+        status = client.wait(120)
     assert status.state == "failed"
     assert "bad.jsonl" in status.reasons[0]
 
 
 HOST = """
     import sys, time
-    from tests.agent.scripted import Policy, wait_for_training
-    from edge_sdk import Allowance, EdgeClient
+    from edge_sdk import Allowance, EdgeClient, Policy
     client = EdgeClient(
         server={address!r}, task={task!r}, enrolment_token={token!r}, data={data!r},
         state_folder={state!r}, policy=Policy.always(),
         allowance=Allowance(threads=1, quantization="fp32"),
     )
     client.start()
-    pid = wait_for_training(client).pid
+    while client.status().step == 0:
+        time.sleep(0.05)
+    pid = client.status().pid
     {then}
     heavy = [name for name in ("torch", "numpy", "requests") if name in sys.modules]
     print(pid, *heavy, flush=True)
