@@ -33,6 +33,7 @@ bench: setup  ## every benchmark, one after the other
 	$(BIN)/python -m bench.plan_accuracy
 	$(BIN)/python -m bench.plan_enforced
 	$(BIN)/python -m bench.train_step
+	$(BIN)/python -m bench.host_impact
 	$(BIN)/python -m bench.inference
 	$(BIN)/python -m bench.server_load
 	$(BIN)/python -m bench.update_bytes

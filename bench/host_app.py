@@ -1,24 +1,32 @@
 """A host app that embeds the agent: frames against a deadline, and work as fast as it can.
 
 Run by ``bench.host_impact`` in a process of its own, with its settings as JSON on standard input;
-prints its measurements as JSON. The same process measures with training paused and with it at
-work, in turns, so that all else is equal.
+prints its measurements as JSON. It measures before there is an agent, then with training paused and
+with it at work, in turns.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import resource
 import sys
 import time
 from typing import Any
 
+
+def _rss_bytes() -> int:
+    if sys.platform == "linux":
+        with open("/proc/self/statm", encoding="ascii") as file:
+            return int(file.read().split()[1]) * resource.getpagesize()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+BEFORE_BYTES = _rss_bytes()
 _started = time.perf_counter()
 import edge_sdk  # noqa: E402, F401
 
 IMPORT_S = time.perf_counter() - _started
-
-import hashlib  # noqa: E402
-import resource  # noqa: E402
 
 from edge_sdk.agent.policy import Policy  # noqa: E402
 from edge_sdk.allowance import Allowance  # noqa: E402
@@ -33,9 +41,8 @@ _WAIT_S = 300.0
 
 
 def main() -> int:
-    """Measure, with training paused and with it at work."""
+    """Measure without an agent, with training paused, and with it at work."""
     settings = json.load(sys.stdin)
-    before_bytes = _rss_bytes()
     client = EdgeClient(
         server=settings["server"],
         enrolment_token=settings["token"],
@@ -45,24 +52,20 @@ def main() -> int:
         policy=Policy(max_other_cpu_percent=None),
         allowance=Allowance(threads=settings["threads"]),
     )
+    units = _calibrate()
+    alone = _turn("no agent", settings["seconds"] * settings["turns"], units)
     client.start()
     _wait_for_steps(client, 2)
-    units = _calibrate(client)
-    turns: list[dict[str, Any]] = []
+    turns = [alone]
     for _ in range(settings["turns"]):
         for is_training in (False, True):
             client.resume() if is_training else client.pause()
             _settle(client, is_training)
             step = client.status().step
-            turns.append(
-                {
-                    "is_training": is_training,
-                    "frames": _frames(settings["seconds"], units),
-                    "work": _work(settings["seconds"]),
-                    "steps": client.status().step - step,
-                }
-            )
-    added = _rss_bytes() - before_bytes
+            name = "training" if is_training else "paused"
+            turn = _turn(name, settings["seconds"], units)
+            turns.append({**turn, "steps": client.status().step - step})
+    added = _rss_bytes() - BEFORE_BYTES
     client.stop()
     heavy = [name for name in ("torch", "numpy", "requests") if name in sys.modules]
     facts = {"import_s": IMPORT_S, "added_bytes": added, "heavy": heavy, "turns": turns}
@@ -70,10 +73,12 @@ def main() -> int:
     return 0
 
 
-def _calibrate(client: EdgeClient) -> int:
+def _turn(name: str, seconds: float, units: int) -> dict[str, Any]:
+    return {"with": name, "frames": _frames(seconds, units), "work": _work(seconds), "steps": 0}
+
+
+def _calibrate() -> int:
     """Return how many blocks a frame computes."""
-    client.pause()
-    _settle(client, False)
     count, begun = 0, time.perf_counter()
     while time.perf_counter() - begun < 0.5:
         hashlib.sha256(_BLOCK).digest()
@@ -117,13 +122,6 @@ def _settle(client: EdgeClient, is_training: bool) -> None:
     while (client.status().state == "training") != is_training:
         time.sleep(0.05)
     time.sleep(0.5)
-
-
-def _rss_bytes() -> int:
-    if sys.platform == "linux":
-        with open("/proc/self/statm", encoding="ascii") as file:
-            return int(file.read().split()[1]) * resource.getpagesize()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 if __name__ == "__main__":

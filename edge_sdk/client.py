@@ -84,6 +84,7 @@ class EdgeClient:
         self._supervisor: Supervisor | None = None
         self._inference: InferenceProcess | None = None
         self._lock = threading.RLock()
+        self._serving = threading.Lock()  # held while an adapter is fetched: nothing else waits
 
     def __enter__(self) -> EdgeClient:
         self.start()
@@ -170,10 +171,11 @@ class EdgeClient:
         Raises:
             EdgeError: It could not be fetched, is not to be trusted, or cannot be used.
         """
-        found = pull_adapter(self._settings, self._state, self._state / _ADAPTER)
-        with self._lock:
-            if self._inference is not None:
-                self._inference.swap(self._state / _ADAPTER)
+        with self._serving:
+            found = pull_adapter(self._settings, self._state, self._state / _ADAPTER)
+            inference = self._inference
+            if inference is not None and inference.is_alive:
+                inference.swap(self._state / _ADAPTER)
         return found.version
 
     def generate(
@@ -213,10 +215,12 @@ class EdgeClient:
 
     def _opened(self) -> InferenceProcess:
         """Open the base model with the adapter fetched last; fetch one if there is none."""
-        with self._lock:
-            if self._inference is None or not self._inference.is_alive:
+        with self._serving:
+            inference = self._inference
+            if inference is None or not inference.is_alive:
                 found = pull_adapter(
                     self._settings, self._state, self._state / _ADAPTER, may_be_old=True
                 )
-                self._inference = InferenceProcess(found.base, self._state / _ADAPTER)
-            return self._inference
+                inference = InferenceProcess(found.base, self._state / _ADAPTER)
+                self._inference = inference
+            return inference

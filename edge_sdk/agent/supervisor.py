@@ -34,6 +34,7 @@ _MEMORY_WAIT_S, _MEMORY_CALM_S = 30.0, 600.0
 _WRITE_EVERY_S = 1.0
 _END_S = 10.0
 _MOVED = ("uploaded_bytes", "downloaded_bytes")
+_TOLD = {"round_number", "k", "step", "steps", "loss", *_MOVED}
 
 EventKind = Literal["state", "round", "log", "failure"]
 
@@ -131,7 +132,9 @@ class Supervisor:
             self._thread.join(_END_S)
 
     def join(self, timeout_s: float | None) -> bool:
-        """Wait for the end; return whether it has come."""
+        """Wait for the end; return whether it has come. On the agent's own thread it has not."""
+        if self._thread is threading.current_thread():
+            return False
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
@@ -145,11 +148,13 @@ class Supervisor:
             log.exception("the agent ended by a mistake of its own")
             self._outcome = "failed", "the agent ended by a mistake of its own: see the log"
         finally:
-            self._end_child()
-            state, reason = self._outcome or ("stopped", "")
-            self._say(state, (reason,) if reason else ())
-            write_status(self._state, self._status)
-            self._lock.release()
+            try:
+                self._end_child()
+                state, reason = self._outcome or ("stopped", "")
+                self._say(state, (reason,) if reason else ())
+                write_status(self._state, self._status)
+            finally:
+                self._lock.release()
 
     def _look(self) -> None:
         """Bring the training process to where the rules want it, once."""
@@ -220,6 +225,7 @@ class Supervisor:
 
     def _in_all(self, told: dict[str, Any]) -> dict[str, Any]:
         """Add to the bytes of this process those of the ones before it."""
+        told = {name: value for name, value in told.items() if name in _TOLD}
         more = zip(_MOVED, self._moved_before, strict=True)
         return {**told, **{name: told[name] + before for name, before in more if name in told}}
 
@@ -230,8 +236,9 @@ class Supervisor:
         self._emit("round", f"round {facts.get('round_number')} is done", facts)
 
     def _fail(self, failure: dict[str, Any] | None, exit_status: int | None) -> None:
-        """Try again later, longer every time, or give up."""
-        self._failures += 1
+        """Try again later, longer every time, or give up; a server that is away is waited for."""
+        is_outage = failure is not None and failure["is_outage"]
+        self._failures = max(1, self._failures) if is_outage else self._failures + 1
         if failure is None:
             crashes = self._status.crashes + 1
             self._status = replace(self._status, crashes=crashes)

@@ -25,9 +25,10 @@ from edge_sdk.errors import (
     EdgeError,
     ModelError,
     NotAuthorized,
-    NotFeasible,
     ProtocolMismatch,
     Revoked,
+    ServerBusy,
+    ServerUnreachable,
     UntrustedAdapter,
 )
 
@@ -95,7 +96,8 @@ def main() -> int:
             "failed",
             code=error.code,
             message=str(error),
-            is_for_good=isinstance(error, _FOR_GOOD) and not isinstance(error, NotFeasible),
+            is_for_good=isinstance(error, _FOR_GOOD),
+            is_outage=isinstance(error, (ServerUnreachable, ServerBusy)),
         )
         return 1
     return 0
