@@ -11,7 +11,7 @@ from tests.faults.fleet import make_fleet
 from tests.server.tasks import tiny_spec
 
 DEVICES = int(os.environ.get("EDGE_TEST_DEVICES", "200"))
-UP_S = 4.0
+UP_S = 2.0
 
 pytestmark = pytest.mark.processes
 
