@@ -1,8 +1,8 @@
 """The command ``edge-server``, started quickly: ``python -m server`` is the same.
 
 Importing makes many objects and hardly any garbage, and a server that was killed must be back
-soon, so nothing is collected in between. Commands end before they make
-garbage worth collecting; what serves collects again, see :func:`server.cli.main`.
+soon, so nothing is collected meanwhile. Commands end before they make garbage worth collecting;
+``serve`` collects again once everything is imported.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 
@@ -30,7 +31,6 @@ from server.collector import Collector
 from server.coordinator import Clock, Coordinator
 from server.credentials import Credentials
 from server.evaluating import Evaluations
-from server.forwarder import Forwarder
 from server.key_ring import KeyRing
 from server.overview import Overviews
 from server.rate_limits import RateLimit
@@ -42,6 +42,9 @@ from server.state import open_state
 from server.store import Store
 from server.tensor_threads import TensorThreads
 from server.upload_quota import UploadQuota
+
+if TYPE_CHECKING:
+    from server.forwarder import Forwarder
 
 
 def create_app(settings: Settings, clock: Clock = time.time) -> FastAPI:
@@ -117,9 +120,11 @@ def _wire(settings: Settings, clock: Clock, store: Store, blobs: Blobs) -> FastA
 def _forwarder(
     settings: Settings, clock: Clock, store: Store, blobs: Blobs, registry: Registry
 ) -> Forwarder | None:
-    """Return what makes this server a relay, if it is one."""
+    """Return what makes this server a relay, if it is one; only then it loads an HTTP client."""
     if not settings.upstream:
         return None
+    from server.forwarder import Forwarder
+
     relay = Relay(store, blobs, clock, registry.catch_up, settings.poll_s)
     return Forwarder(relay, settings)
 

@@ -54,6 +54,6 @@ def test_killed_at_random_times_under_load_it_gives_the_undisturbed_adapter(
                 assert not work.is_over, "every kill must meet devices at work"
                 server.kill()
                 server.start()
-            work.finish(120)
+            work.finish(60 + 10 * KILLS)
         assert work.refusals, "devices noticed"
         fleet.check(settings, tmp_path / "expected")

@@ -86,7 +86,7 @@ def test_a_base_that_never_fits_ends_in_one_line_and_no_round(thirsty, tmp_path)
     status, rounds, log = run_squeezed(thirsty, tmp_path / "device", "every-load")
     assert (status, rounds) == (1, []), log
     tried = re.findall(r"memory ran out while the base model was loaded.*less: k = (\d)", log)
-    assert tried
+    assert len(tried) >= 2
     assert tried == sorted(tried, reverse=True)
     last = log.splitlines()[-1]
     assert last.startswith("edge-sdk: ")
