@@ -20,8 +20,8 @@ from edge_sdk.example import Example
 from edge_sdk.lean.base import open_lean_base
 from edge_sdk.model_folder import read_model_shape
 from edge_sdk.sketch import sketched_scaling
-from edge_sdk.wire.messages import AdapterSpec
 from edge_sdk.wire.payload import adapter_shapes
+from edge_sdk.wire.task import AdapterSpec
 
 _K, _ALPHA, _VOCABULARY = 4, 8.0, 96
 _SIZES = {

@@ -23,8 +23,8 @@ from edge_sdk.lean.packing import micro_batches
 from edge_sdk.lean.ranks import Ranks
 from edge_sdk.sketch import sketched_scaling
 from edge_sdk.training import train_round
-from edge_sdk.wire.messages import TrainingSpec
 from edge_sdk.wire.payload import Arrays
+from edge_sdk.wire.task import TrainingSpec
 
 _TOKENS_AT_ONCE = 512
 

@@ -22,7 +22,7 @@ from bench.made_up_device import Role
 from bench.server_watch import ServerWatch
 from edge_sdk.device_key import DeviceKey, make_private_key
 from edge_sdk.identity import Identity
-from edge_sdk.transport import Transport
+from edge_sdk.network.transport import Transport
 
 TASK = "bench"
 NAME = "edge-server"

@@ -10,7 +10,7 @@ from pathlib import Path
 from demo import commonsense, trec
 from edge_sdk.example import Example
 from edge_sdk.token_file import tokenized_examples
-from edge_sdk.wire.messages import BaseModel
+from edge_sdk.wire.task import BaseModel
 
 EXAMPLES = 512
 MAX_LENGTH = 128

@@ -19,20 +19,19 @@ import numpy as np
 from edge_sdk.access import Access
 from edge_sdk.device_key import DeviceKey, make_private_key
 from edge_sdk.identity import Identity
+from edge_sdk.wire.credentials import Enrolment, EnrolRequest
 from edge_sdk.wire.messages import (
     Assignment,
     CheckIn,
     CheckInReply,
-    Enrolment,
-    EnrolRequest,
     RoundStatus,
-    TaskSpec,
     UpdateReport,
     decode_message,
     encode_message,
 )
 from edge_sdk.wire.payload import MEDIA_TYPE, adapter_shapes, content_digest, encode
 from edge_sdk.wire.proofs import enrolment_statement
+from edge_sdk.wire.task import TaskSpec
 
 _TIMEOUT_S = 300.0
 _READ_BYTES = 1 << 20

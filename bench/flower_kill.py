@@ -25,7 +25,7 @@ from bench.flower_fleet import NAME as FLOWER
 from bench.flower_fleet import FlowerFleet
 from edge_sdk.errors import EdgeError
 from edge_sdk.identity import Identity
-from edge_sdk.transport import Transport
+from edge_sdk.network.transport import Transport
 
 _DOWN_S = 2.0
 _REACH_ROUND_S = 120.0

@@ -20,8 +20,8 @@ import numpy as np
 
 from edge_sdk.model_shape import read_shape
 from edge_sdk.sketch import draw_sketch
-from edge_sdk.wire.messages import AdapterSpec, WireDtype
 from edge_sdk.wire.payload import adapter_shapes, encode, view
+from edge_sdk.wire.task import AdapterSpec, WireDtype
 from server.aggregation import RunningSum, WeightedUpdate
 
 _TURNS = 15

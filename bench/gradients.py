@@ -16,8 +16,8 @@ from edge_sdk.lean.base import LeanBase
 from edge_sdk.lean.llama import Frozen, Llama, input_groups
 from edge_sdk.lean.packing import pack
 from edge_sdk.lean.ranks import Ranks
-from edge_sdk.wire.messages import AdapterSpec
 from edge_sdk.wire.payload import Arrays
+from edge_sdk.wire.task import AdapterSpec
 
 Gradients = Mapping[str, Tensor]
 

@@ -17,8 +17,8 @@ from edge_sdk.model_shape import read_shape
 from edge_sdk.peft_folder import write_peft_folder
 from edge_sdk.sketch import lora_scaling
 from edge_sdk.training import train_round
-from edge_sdk.wire.messages import AdapterSpec, BaseModel, RoundPolicy, TaskSpec, TrainingSpec
 from edge_sdk.wire.payload import Arrays, adapter_shapes
+from edge_sdk.wire.task import AdapterSpec, BaseModel, RoundPolicy, TaskSpec, TrainingSpec
 
 HELDOUT = 300
 MAX_LENGTH = 32

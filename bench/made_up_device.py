@@ -1,6 +1,6 @@
 """One device of our server that trains nothing, as a process of its own: it lives for all rounds.
 
-It does what ``edge_sdk.round_loop`` does with the network, and waits as long as that waits.
+It does what ``edge_sdk.rounds.round_loop`` does with the network, and waits as long as that waits.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ import numpy as np
 
 from edge_sdk.errors import RoundClosed, ServerBusy, ServerUnreachable
 from edge_sdk.identity import Identity
-from edge_sdk.round_loop import FIRST_OUTAGE_WAIT_S
-from edge_sdk.transport import Transport
-from edge_sdk.wire.messages import Assignment, CheckIn, TaskSpec, UpdateReport, encode_message
+from edge_sdk.network.transport import Transport
+from edge_sdk.rounds.round_loop import FIRST_OUTAGE_WAIT_S
+from edge_sdk.wire.messages import Assignment, CheckIn, UpdateReport, encode_message
 from edge_sdk.wire.payload import adapter_shapes, decode
+from edge_sdk.wire.task import TaskSpec
 from edge_sdk.wire.update_body import encode_update
 
 STEP = np.float32(1e-3)

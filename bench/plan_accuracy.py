@@ -33,7 +33,7 @@ from edge_sdk.microbenchmark import measure_rates
 from edge_sdk.model_folder import read_model_shape
 from edge_sdk.model_shape import ModelShape
 from edge_sdk.quantities import format_bytes
-from edge_sdk.wire.messages import TaskType
+from edge_sdk.wire.task import TaskType
 
 STEPS = 4
 MEASURE_EVERY = 4  # configurations: a shared machine changes its speed within minutes

@@ -11,12 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from edge_sdk.error_feedback import ErrorFeedback, read_ranks
 from edge_sdk.example import Example
+from edge_sdk.rounds.error_feedback import ErrorFeedback, read_ranks
 from edge_sdk.sketch import lora_scaling
 from edge_sdk.training import TrainableBase, train_round
 from edge_sdk.wire import payload
-from edge_sdk.wire.messages import CheckIn, TaskSpec, UpdateReport, encode_message
+from edge_sdk.wire.messages import CheckIn, UpdateReport, encode_message
+from edge_sdk.wire.task import TaskSpec
 from edge_sdk.wire.update_body import encode_update
 from server.access_store import DeviceRow
 from server.adapters import AdapterShelf

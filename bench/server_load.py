@@ -37,7 +37,7 @@ from bench.fleet import Bodies, Device, Turn, enrol, side_by_side
 from bench.fold_cost import measure_fold
 from bench.report import Claim, publish
 from bench.watched_server import WatchedServer, server_command
-from edge_sdk.wire.messages import TaskSpec
+from edge_sdk.wire.task import TaskSpec
 
 LLAMA_1B = {
     "model_type": "llama",

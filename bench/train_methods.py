@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from bench.base_models import base_folder
 from edge_sdk.model_folder import read_model_shape
 from edge_sdk.model_shape import ModelShape
-from edge_sdk.wire.messages import AdapterSpec
 from edge_sdk.wire.payload import Arrays, adapter_shapes
+from edge_sdk.wire.task import AdapterSpec
 
 Held = Literal["nf4", "int8", "bf16", "fp32"]
 Products = Literal["fp32", "bf16", "int8", "fastest"]

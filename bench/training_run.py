@@ -19,8 +19,8 @@ from edge_sdk.model_folder import read_model_shape
 from edge_sdk.model_shape import ModelShape
 from edge_sdk.trainable_base import load_trainable
 from edge_sdk.training import train_round
-from edge_sdk.wire.messages import AdapterSpec, BaseModel, TaskType, TrainingSpec
 from edge_sdk.wire.payload import adapter_shapes, encode
+from edge_sdk.wire.task import AdapterSpec, BaseModel, TaskType, TrainingSpec
 
 LABELS = ["one", "two"]
 GLOBAL_RANK = 64

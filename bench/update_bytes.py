@@ -36,7 +36,7 @@ from edge_sdk.model_folder import read_model_shape, weights_digest
 from edge_sdk.token_file import tokenized_examples
 from edge_sdk.trainable_base import load_trainable
 from edge_sdk.training import TrainableBase
-from edge_sdk.wire.messages import (
+from edge_sdk.wire.task import (
     AdapterSpec,
     BaseModel,
     RoundPolicy,

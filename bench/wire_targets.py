@@ -10,11 +10,12 @@ import numpy as np
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from edge_sdk.error_feedback import read_ranks
+from edge_sdk.rounds.error_feedback import read_ranks
 from edge_sdk.wire import manifest, messages, payload
 from edge_sdk.wire.block_codes import CODES, CodeName
 from edge_sdk.wire.manifest import Manifest, Pointer, Signed, Statement, Succession
-from edge_sdk.wire.messages import (
+from edge_sdk.wire.messages import UpdateReport
+from edge_sdk.wire.task import (
     AdapterSpec,
     BaseModel,
     DenseSpec,
@@ -22,7 +23,6 @@ from edge_sdk.wire.messages import (
     RoundPolicy,
     TaskSpec,
     TrainingSpec,
-    UpdateReport,
     WireDtype,
 )
 from edge_sdk.wire.update_body import decode_update, encode_update, view_update

@@ -14,7 +14,7 @@ from edge_sdk.base_model import load_base
 from edge_sdk.evaluation import choice_scores
 from edge_sdk.generation import load_with_adapter
 from edge_sdk.model_folder import weights_digest
-from edge_sdk.wire.messages import BaseModel
+from edge_sdk.wire.task import BaseModel
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ _HOME = {
     "EdgeClient": "edge_sdk.client",
     "EdgeError": "edge_sdk.errors",
     "Policy": "edge_sdk.agent.policy",
-    "RoundLoop": "edge_sdk.round_loop",
+    "RoundLoop": "edge_sdk.rounds.round_loop",
 }
 __all__ = ["Allowance", "EdgeClient", "EdgeError", "Policy", "RoundLoop"]
 

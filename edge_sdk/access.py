@@ -9,7 +9,7 @@ from urllib.parse import quote
 from edge_sdk.device_key import DeviceKey
 from edge_sdk.errors import BadProof, StaleChallenge
 from edge_sdk.identity import Identity
-from edge_sdk.wire.messages import AccessRequest, AccessToken, Challenge, KeyChange
+from edge_sdk.wire.credentials import AccessRequest, AccessToken, Challenge, KeyChange
 from edge_sdk.wire.proofs import access_statement, key_change_statement
 
 _RENEWED_AFTER = 0.8

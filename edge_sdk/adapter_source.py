@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edge_sdk.errors import DigestMismatch, ForeignAdapter
-from edge_sdk.transport import Transport
+from edge_sdk.network.transport import Transport
 from edge_sdk.trust import Trust, load_trust, save_trust
 from edge_sdk.wire.manifest import (
     Manifest,
@@ -17,8 +17,8 @@ from edge_sdk.wire.manifest import (
     open_signed,
     spec_digest,
 )
-from edge_sdk.wire.messages import TaskSpec
 from edge_sdk.wire.payload import Arrays, adapter_shapes, decode, digest
+from edge_sdk.wire.task import TaskSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,8 +23,8 @@ from edge_sdk.heap import allocate_exactly, release_freed_memory
 from edge_sdk.loaded_model import LoadedModel
 from edge_sdk.model_folder import read_config
 from edge_sdk.narrow_linear import store_as_bf16
-from edge_sdk.wire.messages import AdapterSpec, BaseModel
 from edge_sdk.wire.payload import Arrays
+from edge_sdk.wire.task import AdapterSpec, BaseModel
 
 _LOAD_IN_ORDER = "HF_DEACTIVATE_ASYNC_LOAD"
 _LOAD_ERRORS = (

@@ -87,7 +87,7 @@ def _leave(options: argparse.Namespace) -> None:
 
 
 def _pull(options: argparse.Namespace) -> None:
-    from edge_sdk.round_loop import RoundLoop
+    from edge_sdk.rounds.round_loop import RoundLoop
 
     client = RoundLoop(task=options.task, model=options.model, state_folder=options.state)
     version = client.pull(options.out)

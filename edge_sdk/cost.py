@@ -15,7 +15,7 @@ from edge_sdk.model_shape import ModelShape
 from edge_sdk.rates import Rates
 from edge_sdk.sketch import check_sizes
 from edge_sdk.step_time import StepTime, step_time
-from edge_sdk.wire.messages import LayerSpec, UpdateEncoding
+from edge_sdk.wire.task import LayerSpec, UpdateEncoding
 from edge_sdk.wire.update_body import update_data_bytes
 
 MEMORY_MARGIN, CALIBRATED_MEMORY_MARGIN = 0.04, 0.02  # of the prediction, on top of it

@@ -25,7 +25,7 @@ from torch import Tensor
 from edge_sdk.errors import DataError
 from edge_sdk.example import Example as Example
 from edge_sdk.tokenization import Part, Tokens, chat_parts, fit, start_ids, tokenize
-from edge_sdk.wire.messages import BaseModel
+from edge_sdk.wire.task import BaseModel
 
 IGNORED = -100
 """Target of a token that is not learned."""

@@ -14,7 +14,7 @@ from edge_sdk.identity import (
     save_identity,
     save_joining,
 )
-from edge_sdk.transport import Transport
+from edge_sdk.network.transport import Transport
 from edge_sdk.trust import pin_key
 
 

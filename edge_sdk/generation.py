@@ -16,8 +16,8 @@ from edge_sdk.model_folder import class_names, weights_digest
 from edge_sdk.peft_folder import read_labels, read_peft_config, read_peft_tensors
 from edge_sdk.sketch import lora_scaling
 from edge_sdk.tokenization import prompt_ids
-from edge_sdk.wire.messages import AdapterSpec, BaseModel, DenseSpec, LayerSpec
 from edge_sdk.wire.payload import Arrays
+from edge_sdk.wire.task import AdapterSpec, BaseModel, DenseSpec, LayerSpec
 
 _UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # what an incomplete UTF-8 sequence decodes to
 

@@ -15,8 +15,8 @@ from edge_sdk.loaded_model import LoadedModel
 from edge_sdk.lora import attach
 from edge_sdk.predictions import predict
 from edge_sdk.scores import Score
-from edge_sdk.wire.messages import AdapterSpec
 from edge_sdk.wire.payload import Arrays
+from edge_sdk.wire.task import AdapterSpec
 
 
 class GenericTrainee:

@@ -18,8 +18,8 @@ from edge_sdk.execution import Quantization
 from edge_sdk.model_shape import read_shape
 from edge_sdk.narrow_linear import NarrowLinear
 from edge_sdk.training import train_round
-from edge_sdk.wire.messages import AdapterSpec, BaseModel, TrainingSpec
 from edge_sdk.wire.payload import adapter_shapes
+from edge_sdk.wire.task import AdapterSpec, BaseModel, TrainingSpec
 
 TINY_LAYERS = 4
 """Blocks of the model that :func:`tiny_round` trains."""

@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 
 from edge_sdk.execution import Quantization
-from edge_sdk.wire.messages import BaseModel
+from edge_sdk.wire.task import BaseModel
 
 
 @dataclass

@@ -13,9 +13,9 @@ from edge_sdk.calibration import Calibration
 from edge_sdk.cost import Budget, Machine, Workload, cost_of
 from edge_sdk.device import DeviceReport, fingerprint, probe
 from edge_sdk.errors import DeviceError, StorageError
-from edge_sdk.link import load_link
 from edge_sdk.memory_guard import default_floor_bytes
 from edge_sdk.microbenchmark import known_rates, library_versions, measure_rates
+from edge_sdk.network.link import load_link
 from edge_sdk.plan import Plan, make_plan, memory_budget
 from edge_sdk.rates import Rates
 

@@ -8,12 +8,12 @@ import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from edge_sdk.adoption.held_out import held_out
 from edge_sdk.device import peak_rss_bytes
 from edge_sdk.errors import DataError, ModelError, OutOfMemory
 from edge_sdk.example import Example
 from edge_sdk.execution import ProductFormat, Quantization
 from edge_sdk.heap import allocate_exactly, release_freed_memory
-from edge_sdk.held_out import held_out
 from edge_sdk.memory_guard import MemoryGuard, is_out_of_memory
 from edge_sdk.plan import Plan
 from edge_sdk.progress import Progress, Steps
@@ -23,8 +23,9 @@ from edge_sdk.sketch import sketched_scaling
 from edge_sdk.token_file import tokenized_examples
 from edge_sdk.trainable_base import load_trainable, warm_up_for
 from edge_sdk.training import LocalResult, Pull, TrainableBase, train_round
-from edge_sdk.wire.messages import Assignment, TaskSpec
+from edge_sdk.wire.messages import Assignment
 from edge_sdk.wire.payload import Arrays
+from edge_sdk.wire.task import TaskSpec
 
 log = logging.getLogger("edge_sdk")
 

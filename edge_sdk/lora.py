@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from edge_sdk.errors import AdapterError
-from edge_sdk.wire.messages import AdapterSpec
 from edge_sdk.wire.payload import adapter_shapes
+from edge_sdk.wire.task import AdapterSpec
 
 NamedArrays = Mapping[str, NDArray[np.floating]]
 

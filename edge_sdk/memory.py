@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 
 from edge_sdk.execution import Execution, Quantization
 from edge_sdk.model_shape import FAMILIES, ModelShape
-from edge_sdk.wire.messages import LayerSpec
+from edge_sdk.wire.task import LayerSpec
 
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # 4 bits, double-quantized scales of 64 and 256
 WEIGHT_BYTES = {"nf4": NF4_BYTES, "int8": 1.0, "bf16": 2.0, "fp32": 4.0}

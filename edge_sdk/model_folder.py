@@ -14,7 +14,7 @@ import safetensors
 from edge_sdk.errors import ModelError
 from edge_sdk.model_shape import FAMILIES, ModelShape, read_shape, shape_from_tensors
 from edge_sdk.whole_file import write_whole
-from edge_sdk.wire.messages import TaskType
+from edge_sdk.wire.task import TaskType
 
 _CHUNK_BYTES = 1 << 20
 

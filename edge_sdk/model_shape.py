@@ -13,7 +13,7 @@ from typing import Any
 
 from edge_sdk.errors import ConfigError, ModelError
 from edge_sdk.lean.eligibility import why_not_lean
-from edge_sdk.wire.messages import DenseSpec, LayerSpec, TaskType
+from edge_sdk.wire.task import DenseSpec, LayerSpec, TaskType
 
 _LLAMA_LIKE = frozenset({"llama", "mistral", "qwen2", "qwen3", "smollm3", "gemma", "gemma2"})
 _BERT_LIKE = frozenset({"bert", "roberta", "xlm-roberta"})

@@ -14,8 +14,9 @@ import safetensors.numpy
 
 from edge_sdk.errors import AdapterError, MalformedMessage, StorageError
 from edge_sdk.wire.manifest import Signed
-from edge_sdk.wire.messages import TaskSpec, decode_message, encode_message
+from edge_sdk.wire.messages import decode_message, encode_message
 from edge_sdk.wire.payload import Arrays
+from edge_sdk.wire.task import TaskSpec
 
 CONFIG_FILE = "adapter_config.json"
 TENSOR_FILE = "adapter_model.safetensors"

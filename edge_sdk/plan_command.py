@@ -29,7 +29,7 @@ from edge_sdk.quantities import (
 )
 from edge_sdk.rates import profile_rates
 from edge_sdk.sketch import default_sketch_sizes
-from edge_sdk.wire.messages import TaskType
+from edge_sdk.wire.task import TaskType
 
 _LIMITS = {
     "memory": "memory: the next sketch does not fit the budget",

@@ -83,7 +83,7 @@ def run(options: argparse.Namespace, out: Console, print_json: Any) -> None:
 
 
 def _run_here(options: argparse.Namespace, show: Any) -> None:
-    from edge_sdk.round_loop import RoundLoop
+    from edge_sdk.rounds.round_loop import RoundLoop
 
     if not options.json:
         logging.getLogger("edge_sdk").setLevel(logging.INFO)

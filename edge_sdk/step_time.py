@@ -10,7 +10,7 @@ from edge_sdk.execution import Execution
 from edge_sdk.memory import activation_bytes, adapter_parameters, kept_bytes
 from edge_sdk.model_shape import ModelShape
 from edge_sdk.rates import Rates
-from edge_sdk.wire.messages import LayerSpec
+from edge_sdk.wire.task import LayerSpec
 
 FORWARD_TRAFFIC, BACKWARD_TRAFFIC = 3.0, 4.0
 """Bytes a block writes, in multiples of what it keeps for the backward pass; fitted."""

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from edge_sdk.errors import DeviceError, EdgeError, OutOfMemory, by_code
 from edge_sdk.example import Example
-from edge_sdk.wire.messages import BaseModel
+from edge_sdk.wire.task import BaseModel
 from edge_sdk.wire.typed_json import decode_json
 
 _START_S = 300.0  # a slow board imports transformers for a minute

@@ -13,7 +13,7 @@ from edge_sdk.lean.eligibility import why_not_lean
 from edge_sdk.lean.kernels import lean_warm_up
 from edge_sdk.model_folder import read_config
 from edge_sdk.training import TrainableBase
-from edge_sdk.wire.messages import BaseModel
+from edge_sdk.wire.task import BaseModel
 
 
 def warm_up_for(folder: Path, spec: BaseModel, execution: Execution, threads: int) -> None:

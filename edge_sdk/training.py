@@ -22,8 +22,8 @@ from edge_sdk.optimizers import SGD, AdamW, Optimizer
 from edge_sdk.progress import Progress, Steps
 from edge_sdk.scores import Score
 from edge_sdk.sketch import sketched_scaling
-from edge_sdk.wire.messages import AdapterSpec, TrainingSpec
 from edge_sdk.wire.payload import Arrays
+from edge_sdk.wire.task import AdapterSpec, TrainingSpec
 
 log = logging.getLogger("edge_sdk")
 

@@ -6,8 +6,9 @@ import threading
 
 from edge_sdk.sketch import Indices, draw_sketch
 from edge_sdk.wire import payload
-from edge_sdk.wire.messages import AdapterSpec, SliceRanks, TaskSpec, encode_message
+from edge_sdk.wire.messages import SliceRanks, encode_message
 from edge_sdk.wire.payload import Arrays
+from edge_sdk.wire.task import AdapterSpec, TaskSpec
 from server.aggregation import cut_slice
 from server.balanced import balanced_sketch, balanced_spread
 from server.blobs import Blobs

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from edge_sdk.errors import NotFinite
 from edge_sdk.sketch import Indices, take
-from edge_sdk.wire.messages import MAX_COUNT, AdapterSpec, AggregationSpec
 from edge_sdk.wire.payload import Arrays
+from edge_sdk.wire.protocol import MAX_COUNT
 from edge_sdk.wire.rank_rows import each_rank_rows, from_rank_rows, row_shapes
+from edge_sdk.wire.task import AdapterSpec, AggregationSpec
 
 _HEAD_STD = 0.02
 _MAX_STEP = 1e30

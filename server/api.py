@@ -15,9 +15,9 @@ from edge_sdk.wire.messages import (
     CheckInReply,
     Receipt,
     RoundStatus,
-    TaskSpec,
 )
 from edge_sdk.wire.payload import MEDIA_TYPE
+from edge_sdk.wire.task import TaskSpec
 from server.coordinator import Coordinator
 from server.device_access import Device, DeviceRoute
 from server.limits import announced_bytes, bounded_chunks, gathered

@@ -15,7 +15,7 @@ from edge_sdk.errors import (
     TokenExpired,
     TokenUsedUp,
 )
-from edge_sdk.wire.messages import (
+from edge_sdk.wire.credentials import (
     AccessRequest,
     AccessToken,
     Challenge,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from edge_sdk.errors import ConfigError
 from edge_sdk.sketch import largest_sketch
-from edge_sdk.wire.messages import RoundPolicy
+from edge_sdk.wire.task import RoundPolicy
 
 
 def choose_sketch_size(policy: RoundPolicy, affordable_k: int) -> int:

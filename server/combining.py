@@ -7,9 +7,9 @@ from decimal import Decimal
 
 import numpy as np
 
-from edge_sdk.wire.messages import AggregationSpec, TaskSpec
 from edge_sdk.wire.payload import adapter_shapes
 from edge_sdk.wire.rank_rows import rank_rows
+from edge_sdk.wire.task import AggregationSpec, TaskSpec
 from server.aggregation import MeanUpdate, RunningSum, WeightedUpdate
 from server.update_spool import UpdateSpool
 

@@ -13,15 +13,14 @@ from edge_sdk.errors import StorageError, WrongBaseModel
 from edge_sdk.wire.messages import (
     AdapterInfo,
     Assignment,
-    BaseModel,
     CheckIn,
     CheckInReply,
     Receipt,
     RoundStatus,
-    TaskSpec,
-    check_protocol,
 )
 from edge_sdk.wire.payload import content_digest_of
+from edge_sdk.wire.protocol import check_protocol
+from edge_sdk.wire.task import BaseModel, TaskSpec
 from server.adapters import AdapterShelf
 from server.assigning import assign, has_work
 from server.blobs import Blobs, Upload

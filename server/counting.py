@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from edge_sdk.errors import RoundClosed
-from edge_sdk.wire.messages import RoundPolicy
+from edge_sdk.wire.task import RoundPolicy
 from server.lookup import find_last_adapter
 from server.rounds import Round
 from server.standing import due_round

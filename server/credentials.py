@@ -9,7 +9,7 @@ import secrets
 from collections.abc import Callable
 
 from edge_sdk.errors import NotAuthorized, StaleChallenge, TokenExpired
-from edge_sdk.wire.messages import AccessToken, Challenge
+from edge_sdk.wire.credentials import AccessToken, Challenge
 from server.access_store import AccessKeyRow, DeviceRow
 from server.audit import record
 from server.store import Store, Transaction

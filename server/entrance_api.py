@@ -7,7 +7,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Path, Request
 
-from edge_sdk.wire.messages import (
+from edge_sdk.wire.credentials import (
     AccessRequest,
     AccessToken,
     Challenge,

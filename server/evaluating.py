@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from edge_sdk.errors import ConfigError
-from edge_sdk.wire.messages import EvaluationReport, TaskSpec, check_protocol
+from edge_sdk.wire.messages import EvaluationReport
+from edge_sdk.wire.protocol import check_protocol
+from edge_sdk.wire.task import TaskSpec
 from server.evaluation_store import EvaluationRow
 from server.lookup import find_adapter, find_task
 from server.store import Store, Transaction

@@ -10,8 +10,8 @@ import time
 from edge_sdk.enrolment import join
 from edge_sdk.errors import EdgeError, ServerBusy
 from edge_sdk.identity import load_identity
-from edge_sdk.transport import Transport
-from edge_sdk.wire.messages import TaskSpec
+from edge_sdk.network.transport import Transport
+from edge_sdk.wire.task import TaskSpec
 from server.relay import Relay
 from server.settings import Settings
 

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from edge_sdk.errors import ConfigError, StorageError
 from edge_sdk.model_shape import read_shape
 from edge_sdk.wire.manifest import Manifest
-from edge_sdk.wire.messages import TaskSpec
 from edge_sdk.wire.payload import Arrays
+from edge_sdk.wire.task import TaskSpec
 
 Matrix = NDArray[np.float32]
 

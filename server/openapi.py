@@ -10,7 +10,8 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import TypeAdapter
 
 from edge_sdk import errors
-from edge_sdk.wire.messages import PROTOCOL, Problem
+from edge_sdk.wire.messages import Problem
+from edge_sdk.wire.protocol import PROTOCOL
 from server.openapi_examples import INLINE, message_examples
 from server.problem_codes import problems_of
 from server.problems import MEDIA_TYPE

@@ -7,30 +7,34 @@ from typing import Any
 
 import msgspec
 
-from edge_sdk.wire.manifest import Pointer, Signed, canonical
-from edge_sdk.wire.messages import (
+from edge_sdk.wire.credentials import (
     AccessRequest,
     AccessToken,
-    AdapterInfo,
-    AdapterSpec,
-    Assignment,
-    BaseModel,
     Challenge,
-    CheckIn,
-    CheckInReply,
     Enrolment,
     EnrolRequest,
+    KeyChange,
+)
+from edge_sdk.wire.manifest import Pointer, Signed, canonical
+from edge_sdk.wire.messages import (
+    AdapterInfo,
+    Assignment,
+    CheckIn,
+    CheckInReply,
     EvaluationReport,
     HeldParts,
-    KeyChange,
-    LayerSpec,
     Receipt,
-    RoundPolicy,
     RoundStatus,
-    TaskSpec,
-    TrainingSpec,
     UpdateNotice,
     UploadPlace,
+)
+from edge_sdk.wire.task import (
+    AdapterSpec,
+    BaseModel,
+    LayerSpec,
+    RoundPolicy,
+    TaskSpec,
+    TrainingSpec,
 )
 from server.admin_messages import AuditEntry, DeviceInfo
 from server.evaluating import Evaluation

@@ -11,8 +11,8 @@ import safetensors.numpy
 from numpy.typing import NDArray
 
 from edge_sdk.errors import StorageError
-from edge_sdk.wire.messages import ServerOptimizer, TaskSpec
 from edge_sdk.wire.payload import adapter_shapes
+from edge_sdk.wire.task import ServerOptimizer, TaskSpec
 
 State = dict[str, NDArray[Any]]
 """Named arrays with one row per rank, like :func:`edge_sdk.wire.rank_rows.rank_rows`.

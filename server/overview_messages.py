@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from edge_sdk.wire.messages import Combination, RoundState, Sketching, Stragglers, Weighting
+from edge_sdk.wire.messages import RoundState
+from edge_sdk.wire.task import Combination, Sketching, Stragglers, Weighting
 from server.evaluating import Evaluation
 
 TaskState = Literal["new", "open", "closing", "between", "finished"]

@@ -16,17 +16,10 @@ from numpy.typing import NDArray
 
 from edge_sdk.errors import MalformedPayload
 from edge_sdk.wire import payload
-from edge_sdk.wire.messages import (
-    MAX_COUNT,
-    AdapterSpec,
-    TaskSpec,
-    UpdateReport,
-    WireDtype,
-    check_protocol,
-    decode_message,
-    encode_message,
-)
+from edge_sdk.wire.messages import UpdateReport, decode_message, encode_message
 from edge_sdk.wire.payload import Arrays, Shapes
+from edge_sdk.wire.protocol import MAX_COUNT, check_protocol
+from edge_sdk.wire.task import AdapterSpec, TaskSpec, WireDtype
 from server.aggregation import RunningSum, WeightedUpdate, check_magnitude, weight_bounds
 from server.screening import update_norm
 from server.store import UpdateRow

@@ -26,14 +26,8 @@ from edge_sdk.errors import (
     UpdateConflict,
 )
 from edge_sdk.wire import payload
-from edge_sdk.wire.messages import (
-    AdapterInfo,
-    Assignment,
-    CheckIn,
-    CheckInReply,
-    Receipt,
-    TaskSpec,
-)
+from edge_sdk.wire.messages import AdapterInfo, Assignment, CheckIn, CheckInReply, Receipt
+from edge_sdk.wire.task import TaskSpec
 from server.adapters import AdapterShelf
 from server.blobs import Blobs
 from server.closing import Closing
@@ -63,7 +57,7 @@ _LOST = (
 
 
 class Upstream(Protocol):
-    """What a relay asks its upstream server, as :class:`edge_sdk.transport.Transport` does."""
+    """What a relay asks its upstream: :class:`edge_sdk.network.transport.Transport` does it."""
 
     def check_in(self, task: str, message: CheckIn) -> CheckInReply:
         """Get places in a round, a time to come back, or the end."""

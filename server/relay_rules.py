@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from edge_sdk.errors import ConfigError
-from edge_sdk.wire.messages import TaskSpec
+from edge_sdk.wire.task import TaskSpec
 
 MOST_MEMBERS = 2**20
 """Devices one relay may speak for."""

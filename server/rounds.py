@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from edge_sdk.wire.messages import RoundPolicy, RoundState
+from edge_sdk.wire.messages import RoundState
+from edge_sdk.wire.task import RoundPolicy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from edge_sdk.wire.messages import AggregationSpec
 from edge_sdk.wire.payload import Arrays
+from edge_sdk.wire.task import AggregationSpec
 
 _FEWEST = 3
 

@@ -11,9 +11,9 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_sdk.wire.messages import AggregationSpec, ServerOptimizer, TaskSpec
 from edge_sdk.wire.payload import Arrays
 from edge_sdk.wire.rank_rows import rank_rows
+from edge_sdk.wire.task import AggregationSpec, ServerOptimizer, TaskSpec
 from server.aggregation import MeanUpdate
 from server.optimizer_state import KEPT, State, empty_state
 

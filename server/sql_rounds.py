@@ -19,7 +19,8 @@ from sqlalchemy import (
 )
 
 from edge_sdk.errors import MalformedMessage, StorageError
-from edge_sdk.wire.messages import TaskSpec, decode_message, encode_message
+from edge_sdk.wire.messages import decode_message, encode_message
+from edge_sdk.wire.task import TaskSpec
 from server import tables
 from server.access_tables import devices
 from server.rounds import Round

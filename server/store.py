@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
-from edge_sdk.wire.messages import TaskSpec
+from edge_sdk.wire.task import TaskSpec
 from server.access_store import AccessTransaction
 from server.evaluation_store import EvaluationTransaction
 from server.fleet_store import FleetTransaction

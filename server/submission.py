@@ -9,7 +9,9 @@ from dataclasses import dataclass, replace
 
 from edge_sdk.errors import MalformedPayload, ServerBusy, UpdateConflict
 from edge_sdk.wire import payload
-from edge_sdk.wire.messages import Receipt, TaskSpec, UpdateReport, check_protocol, decode_message
+from edge_sdk.wire.messages import Receipt, UpdateReport, decode_message
+from edge_sdk.wire.protocol import check_protocol
+from edge_sdk.wire.task import TaskSpec
 from edge_sdk.wire.update_body import decode_update, update_limit
 from server.aggregation import check_magnitude
 from server.blobs import Blobs, Upload

@@ -11,7 +11,7 @@ from edge_sdk.errors import ConfigError
 from edge_sdk.model_folder import find_model, read_model_shape, weights_digest
 from edge_sdk.model_shape import ModelShape
 from edge_sdk.sketch import default_sketch_sizes
-from edge_sdk.wire.messages import (
+from edge_sdk.wire.task import (
     AdapterSpec,
     AggregationSpec,
     BaseModel,

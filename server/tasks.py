@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from edge_sdk.errors import ConfigError
-from edge_sdk.wire.messages import TaskSpec
+from edge_sdk.wire.task import TaskSpec
 from server.adapters import AdapterShelf
 from server.aggregation import initial_adapter
 from server.audit import record

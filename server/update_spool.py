@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from edge_sdk.errors import StorageError
 from edge_sdk.sketch import Indices
-from edge_sdk.wire.messages import AdapterSpec
 from edge_sdk.wire.payload import adapter_shapes
 from edge_sdk.wire.rank_rows import each_rank_rows
+from edge_sdk.wire.task import AdapterSpec
 from server.aggregation import WeightedUpdate
 
 _NUMBER_BYTES = 4

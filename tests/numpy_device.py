@@ -9,16 +9,10 @@ import numpy as np
 
 from edge_sdk.device_key import DeviceKey, make_private_key
 from edge_sdk.identity import Identity
-from edge_sdk.transport import Transport
-from edge_sdk.wire.messages import (
-    Assignment,
-    CheckIn,
-    CheckInReply,
-    TaskSpec,
-    UpdateReport,
-    encode_message,
-)
+from edge_sdk.network.transport import Transport
+from edge_sdk.wire.messages import Assignment, CheckIn, CheckInReply, UpdateReport, encode_message
 from edge_sdk.wire.payload import Arrays, adapter_shapes, decode
+from edge_sdk.wire.task import TaskSpec
 from edge_sdk.wire.update_body import encode_update
 from tests.processes import ServerProcess
 

@@ -48,7 +48,7 @@ class Event:
             ``log``: a line for people. ``failure``: the training process failed, or was killed.
         message: For people.
         status: After it.
-        facts: Of a round, the fields of :class:`edge_sdk.round_loop.RoundResult`; else empty.
+        facts: Of a round, those of :class:`edge_sdk.rounds.round_loop.RoundResult`; else empty.
     """
 
     kind: EventKind

@@ -104,7 +104,7 @@ def main() -> int:
 
 
 def _work(settings: dict[str, Any], events: Events) -> None:
-    from edge_sdk.round_loop import RoundLoop
+    from edge_sdk.rounds.round_loop import RoundLoop
 
     pull_to = settings.pop("pull_to", None)
     allowance = Allowance(**settings.pop("allowance", {}))

@@ -13,7 +13,7 @@ import requests
 from edge_sdk.doctor.finding import Finding, Outcome
 from edge_sdk.errors import ConfigError, EdgeError, NotAuthorized, Revoked, ServerUnreachable
 from edge_sdk.identity import Identity, load_identity
-from edge_sdk.transport import Transport
+from edge_sdk.network.transport import Transport
 
 _TIMEOUT_S = 10.0
 _SKEW_S, _LARGE_SKEW_S = 30.0, 300.0

@@ -19,8 +19,8 @@ from edge_sdk.model_folder import file_digest
 from edge_sdk.model_shape import ModelShape
 from edge_sdk.peft_folder import CONFIG_FILE, TENSOR_FILE, read_peft_config, read_peft_tensors
 from edge_sdk.sketch import lora_scaling
-from edge_sdk.wire.messages import LayerSpec
 from edge_sdk.wire.payload import Arrays
+from edge_sdk.wire.task import LayerSpec
 
 SUFFIX = ".onnx_adapter"
 

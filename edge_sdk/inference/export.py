@@ -24,7 +24,7 @@ from edge_sdk.lean.eligibility import why_not_lean
 from edge_sdk.model_folder import file_digest, read_config
 from edge_sdk.model_shape import read_shape
 from edge_sdk.one_writer import one_writer
-from edge_sdk.wire.messages import TaskType
+from edge_sdk.wire.task import TaskType
 from edge_sdk.wire.typed_json import decode_json
 
 WeightFormat = Literal["nf4", "int4", "int8", "fp32"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from edge_sdk.model_shape import ModelShape
-from edge_sdk.wire.messages import LayerSpec
+from edge_sdk.wire.task import LayerSpec
 
 _JOINED = {
     "self_attn.q_proj": "self_attn.qkv_proj",

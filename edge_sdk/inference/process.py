@@ -39,7 +39,7 @@ from edge_sdk.inference.messages import (
 )
 from edge_sdk.inference.sampling import Sampling
 from edge_sdk.inference.session import Session, open_session
-from edge_sdk.wire.messages import TaskType
+from edge_sdk.wire.task import TaskType
 from edge_sdk.wire.typed_json import decode_json
 
 _log = logging.getLogger(__name__)

@@ -24,7 +24,7 @@ from edge_sdk.model_folder import class_names, read_config
 from edge_sdk.model_shape import read_shape
 from edge_sdk.peft_folder import read_labels, read_peft_config
 from edge_sdk.tokenization import prompt_ids
-from edge_sdk.wire.messages import TaskType
+from edge_sdk.wire.task import TaskType
 
 _PLAIN = Sampling()
 

@@ -21,8 +21,8 @@ from edge_sdk.lean.memory_need import tokens_at_once
 from edge_sdk.lean.prepared import PreparedBase, Progress, open_prepared
 from edge_sdk.lean.ranks import Ranks
 from edge_sdk.lean.trainee import LeanTrainee
-from edge_sdk.wire.messages import AdapterSpec
 from edge_sdk.wire.payload import Arrays
+from edge_sdk.wire.task import AdapterSpec
 
 log = logging.getLogger("edge_sdk")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from edge_sdk.wire.messages import TaskType
+from edge_sdk.wire.task import TaskType
 
 _FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 _ROTATIONS = frozenset({"default", "llama3"})

@@ -22,8 +22,8 @@ from edge_sdk.lean.prepared import PreparedBase
 from edge_sdk.lean.products import IntegerProducts, Operand
 from edge_sdk.lean.workspace import Workspace
 from edge_sdk.training import train_round
-from edge_sdk.wire.messages import AdapterSpec, TrainingSpec
 from edge_sdk.wire.payload import adapter_shapes
+from edge_sdk.wire.task import AdapterSpec, TrainingSpec
 
 _LARGE = 512
 _ROWS = 32

@@ -15,7 +15,7 @@ from edge_sdk.execution import Execution, Quantization
 from edge_sdk.memory import MemoryNeed, activation_bytes, adapter_parameters
 from edge_sdk.model_shape import ModelShape
 from edge_sdk.rates import Rates
-from edge_sdk.wire.messages import LayerSpec
+from edge_sdk.wire.task import LayerSpec
 
 TRAINED_BYTES = 20  # per trained number: as received, value, gradient, two moments
 FROZEN_BYTES = 8  # per number that is not trained: as received, value

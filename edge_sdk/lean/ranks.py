@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from edge_sdk.lean.workspace import Workspace
 from edge_sdk.lora import NamedArrays, check_slices
-from edge_sdk.wire.messages import AdapterSpec
+from edge_sdk.wire.task import AdapterSpec
 
 
 @dataclass

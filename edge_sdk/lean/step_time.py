@@ -12,7 +12,7 @@ from edge_sdk.memory import activation_bytes, adapter_parameters
 from edge_sdk.model_shape import ModelShape
 from edge_sdk.rates import Rates
 from edge_sdk.step_time import StepTime
-from edge_sdk.wire.messages import LayerSpec
+from edge_sdk.wire.task import LayerSpec
 
 LOSS_ROWS = 1024  # places that predict something, for which the head is widened once
 LOGIT_TRAFFIC = 24  # bytes moved per logit between its two products

@@ -20,7 +20,8 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from edge_sdk.errors import BadSignature, ConfigError, UnknownKey
-from edge_sdk.wire.messages import AdapterSpec, decode_message
+from edge_sdk.wire.messages import decode_message
+from edge_sdk.wire.task import AdapterSpec
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _SIGNATURE = re.compile(r"[0-9a-f]{128}")

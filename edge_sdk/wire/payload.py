@@ -23,7 +23,7 @@ import safetensors.numpy
 from numpy.typing import NDArray
 
 from edge_sdk.errors import DigestMismatch, MalformedPayload, NotFinite
-from edge_sdk.wire.messages import AdapterSpec, WireDtype
+from edge_sdk.wire.task import AdapterSpec, WireDtype
 
 Arrays = dict[str, NDArray[np.float32]]
 WireArrays = dict[str, NDArray[Any]]

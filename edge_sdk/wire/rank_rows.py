@@ -9,7 +9,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_sdk.wire.messages import AdapterSpec
+from edge_sdk.wire.task import AdapterSpec
 
 RowShapes = dict[str, tuple[int, int]]
 Number = TypeVar("Number", bound=np.generic)

@@ -26,9 +26,9 @@ from edge_sdk.wire.block_codes import (
     encoded_bytes,
     scale_count,
 )
-from edge_sdk.wire.messages import AdapterSpec, TaskSpec, UpdateEncoding
 from edge_sdk.wire.payload import Arrays
 from edge_sdk.wire.rank_rows import each_rank_rows, row_shapes
+from edge_sdk.wire.task import AdapterSpec, TaskSpec, UpdateEncoding
 
 _ROUNDING = 2  # ranks and the order of examples come from the same seed: never the same stream
 

@@ -11,8 +11,8 @@ import requests
 
 from edge_sdk.device_key import DeviceKey, make_private_key
 from edge_sdk.wire import payload
-from edge_sdk.wire.messages import TaskSpec
 from edge_sdk.wire.proofs import access_statement, enrolment_statement
+from edge_sdk.wire.task import TaskSpec
 from server.auth import make_enrolment_token
 from server.settings import Settings
 from tests.contract.live import live_server

@@ -7,15 +7,9 @@ import pytest
 import requests
 
 from edge_sdk.wire import payload
-from edge_sdk.wire.messages import (
-    AdapterInfo,
-    CheckInReply,
-    Enrolment,
-    Receipt,
-    RoundStatus,
-    TaskSpec,
-    decode_message,
-)
+from edge_sdk.wire.credentials import Enrolment
+from edge_sdk.wire.messages import AdapterInfo, CheckInReply, Receipt, RoundStatus, decode_message
+from edge_sdk.wire.task import TaskSpec
 from tests.server.tasks import tiny_spec, update_body
 
 TENSORS = "application/vnd.safetensors"

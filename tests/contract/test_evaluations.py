@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from edge_sdk.errors import NotFound
-from edge_sdk.transport import Transport
+from edge_sdk.network.transport import Transport
 from edge_sdk.wire.messages import EvaluationReport
 from tests.contract.test_registry import Phone
 

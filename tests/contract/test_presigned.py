@@ -8,7 +8,7 @@ from urllib.parse import parse_qs, quote, urlsplit
 import pytest
 import requests
 
-from edge_sdk.transport import Transport
+from edge_sdk.network.transport import Transport
 from edge_sdk.wire import payload
 from edge_sdk.wire.messages import CheckIn
 from edge_sdk.wire.update_body import update_limit

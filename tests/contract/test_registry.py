@@ -22,10 +22,11 @@ from edge_sdk.errors import (
     UnknownKey,
 )
 from edge_sdk.model_folder import weights_digest
-from edge_sdk.transport import Transport
+from edge_sdk.network.transport import Transport
 from edge_sdk.trust import load_trust
 from edge_sdk.wire.manifest import Manifest, Pointer, Signed, canonical, open_signed
-from edge_sdk.wire.messages import BaseModel, decode_message
+from edge_sdk.wire.messages import decode_message
+from edge_sdk.wire.task import BaseModel
 from server import registry_tables, tables
 from server.signing import make_key, replace_key
 from tests.contract.test_api import wait_for_state

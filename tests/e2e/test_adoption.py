@@ -15,26 +15,19 @@ import pytest
 import requests
 
 from edge_sdk import local_trainer
-from edge_sdk.adoption import Adoption
+from edge_sdk.adoption.adoption import Adoption
+from edge_sdk.adoption.kept_adapters import KeptAdapters
 from edge_sdk.allowance import Allowance
 from edge_sdk.cli import main
 from edge_sdk.errors import AdapterError, NotFeasible, ServerUnreachable
-from edge_sdk.kept_adapters import KeptAdapters
 from edge_sdk.model_folder import weights_digest
-from edge_sdk.participation import Participation
 from edge_sdk.peft_folder import read_peft_tensors
-from edge_sdk.round_loop import RoundLoop
+from edge_sdk.rounds.participation import Participation
+from edge_sdk.rounds.round_loop import RoundLoop
 from edge_sdk.training import train_round
 from edge_sdk.wire import payload
-from edge_sdk.wire.messages import (
-    BaseModel,
-    CheckIn,
-    RoundPolicy,
-    TaskSpec,
-    TrainingSpec,
-    UpdateReport,
-    encode_message,
-)
+from edge_sdk.wire.messages import CheckIn, UpdateReport, encode_message
+from edge_sdk.wire.task import BaseModel, RoundPolicy, TaskSpec, TrainingSpec
 from server.auth import make_enrolment_token
 from server.settings import Settings
 from tests.contract.live import live_server
@@ -376,7 +369,7 @@ def test_a_device_that_cannot_afford_all_ranks_uses_the_global_adapter(
         raise NotFeasible("not even k = 8 fits")
 
     phone = make_phone(personal=True)
-    monkeypatch.setattr("edge_sdk.participation.make_plan", refuse)
+    monkeypatch.setattr("edge_sdk.rounds.participation.make_plan", refuse)
     world.publish(phone.good_update())
     phone.adoption.look()
     assert phone.version == 1

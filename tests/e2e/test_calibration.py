@@ -13,7 +13,7 @@ from edge_sdk import microbenchmark
 from edge_sdk.allowance import Allowance
 from edge_sdk.device import probe
 from edge_sdk.rates import assumed_rates
-from edge_sdk.round_loop import RoundLoop
+from edge_sdk.rounds.round_loop import RoundLoop
 from tests.processes import ServerProcess, start_device
 from tests.tiny_model import write_jsonl
 

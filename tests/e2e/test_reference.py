@@ -19,7 +19,8 @@ from edge_sdk.base_model import LoadedBase
 from edge_sdk.data import Example
 from edge_sdk.sketch import derive_seed, draw_sketch
 from edge_sdk.training import train_round
-from edge_sdk.wire.messages import (
+from edge_sdk.wire.payload import adapter_shapes, decode
+from edge_sdk.wire.task import (
     AdapterSpec,
     AggregationSpec,
     BaseModel,
@@ -28,7 +29,6 @@ from edge_sdk.wire.messages import (
     TaskSpec,
     TrainingSpec,
 )
-from edge_sdk.wire.payload import adapter_shapes, decode
 from tests.numpy_device import NumpyDevice, enrol_one
 from tests.processes import ServerProcess
 from tests.server.tasks import Site

@@ -27,8 +27,8 @@ from edge_sdk.local_plan import LocalPlanner
 from edge_sdk.memory import adapter_parameters
 from edge_sdk.model_folder import read_config, weights_digest
 from edge_sdk.model_shape import read_shape
-from edge_sdk.round_loop import RoundLoop
-from edge_sdk.wire.messages import BaseModel
+from edge_sdk.rounds.round_loop import RoundLoop
+from edge_sdk.wire.task import BaseModel
 from tests.processes import ServerProcess
 from tests.tiny_model import save_tiny_llama, write_jsonl
 

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from edge_sdk.errors import RoundClosed, ServerBusy, ServerUnreachable, StorageError
 from edge_sdk.identity import Identity
-from edge_sdk.wire.messages import CheckInReply, TaskSpec
+from edge_sdk.wire.messages import CheckInReply
 from edge_sdk.wire.payload import adapter_shapes, decode
+from edge_sdk.wire.task import TaskSpec
 from server.adapters import AdapterShelf
 from server.settings import Settings
 from server.state import open_state

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from edge_sdk.agent.failpoints import VARIABLE
+from edge_sdk.rounds.failpoints import VARIABLE
 
 
 class Devices:
@@ -96,8 +96,8 @@ def _serve() -> None:
 
     import edge_sdk.base_model
     import edge_sdk.data
-    import edge_sdk.participation
-    import edge_sdk.round_loop  # noqa: F401
+    import edge_sdk.rounds.participation
+    import edge_sdk.rounds.round_loop  # noqa: F401
     from edge_sdk.agent import journal
 
     torch.set_num_threads(1)

@@ -22,7 +22,7 @@ import pytest
 
 from edge_sdk.errors import NotFound
 from edge_sdk.identity import load_identity
-from edge_sdk.transport import Transport
+from edge_sdk.network.transport import Transport
 from tests.faults.forked_device import Devices
 from tests.numpy_device import wait_for
 from tests.processes import ServerProcess, run_json

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 import edge_sdk.local_trainer
-from edge_sdk.agent.journal import Journal
 from edge_sdk.errors import ServerUnreachable
 from edge_sdk.lean.trainee import LeanTrainee
 from edge_sdk.local_plan import Allowance
-from edge_sdk.round_loop import RoundLoop
+from edge_sdk.rounds.journal import Journal
+from edge_sdk.rounds.round_loop import RoundLoop
 from tests.numpy_device import NumpyDevice, enrol_one
 from tests.processes import ServerProcess
 from tests.tiny_model import write_jsonl

@@ -8,7 +8,7 @@ import pytest
 
 import edge_sdk.local_trainer
 from edge_sdk.allowance import Allowance
-from edge_sdk.round_loop import RoundLoop
+from edge_sdk.rounds.round_loop import RoundLoop
 from tests.numpy_device import NumpyDevice, enrol_one
 from tests.processes import ServerProcess
 from tests.tiny_model import write_jsonl

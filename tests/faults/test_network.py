@@ -14,12 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from edge_sdk import round_loop
 from edge_sdk.errors import ServerUnreachable
-from edge_sdk.round_loop import RoundLoop
-from edge_sdk.transport import Transport
-from edge_sdk.wire.messages import AdapterSpec, CheckIn, LayerSpec, TaskSpec
+from edge_sdk.network.transport import Transport
+from edge_sdk.rounds import round_loop
+from edge_sdk.rounds.round_loop import RoundLoop
+from edge_sdk.wire.messages import CheckIn
 from edge_sdk.wire.payload import digest
+from edge_sdk.wire.task import AdapterSpec, LayerSpec, TaskSpec
 from server.adapters import AdapterShelf
 from server.auth import make_enrolment_token
 from server.failpoints import PART_POINTS
@@ -67,7 +68,7 @@ pytestmark = pytest.mark.processes
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(round_loop, "FIRST_OUTAGE_WAIT_S", 0.02)
     monkeypatch.setattr(round_loop, "LONGEST_OUTAGE_WAIT_S", 0.1)
-    monkeypatch.setattr("edge_sdk.short_retries._FIRST_BACKOFF_S", 0.01)
+    monkeypatch.setattr("edge_sdk.network.short_retries._FIRST_BACKOFF_S", 0.01)
 
 
 @pytest.fixture

@@ -11,10 +11,10 @@ import pytest
 
 from edge_sdk.errors import NotFound
 from edge_sdk.identity import load_identity
+from edge_sdk.network.transport import Transport
 from edge_sdk.sketch import derive_seed, draw_sketch
-from edge_sdk.transport import Transport
-from edge_sdk.wire.messages import TaskSpec
 from edge_sdk.wire.payload import Arrays, adapter_shapes, decode
+from edge_sdk.wire.task import TaskSpec
 from tests.faults.conftest import SEED, R, ThirstyTask
 from tests.processes import start_device
 

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from edge_sdk import transport
+from edge_sdk.network import transport
 from server.failpoints import Point
 from tests.faults.fleet import make_fleet
 from tests.faults.storages import FAST, Installation

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edge_sdk.transport import Transport
-from edge_sdk.wire.messages import TaskSpec
+from edge_sdk.network.transport import Transport
+from edge_sdk.wire.task import TaskSpec
 from server.auth import make_enrolment_token
 from server.combining import combine
 from server.failpoints import RELAY_POINTS

@@ -17,7 +17,7 @@ import edge_sdk.trainable_base
 from edge_sdk.allowance import Allowance
 from edge_sdk.errors import OutOfMemory
 from edge_sdk.memory_guard import MemoryGuard
-from edge_sdk.round_loop import RoundLoop
+from edge_sdk.rounds.round_loop import RoundLoop
 from tests.faults.conftest import LAST_STEP, R, ThirstyTask
 from tests.numpy_device import NumpyDevice, enrol_one
 

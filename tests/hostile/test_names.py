@@ -10,7 +10,8 @@ from urllib.parse import quote, urlsplit
 import pytest
 
 from edge_sdk.errors import ConfigError
-from edge_sdk.wire.messages import TaskSpec, decode_message
+from edge_sdk.wire.messages import decode_message
+from edge_sdk.wire.task import TaskSpec
 from tests.contract.documented import operations
 from tests.server.tasks import tiny_spec
 

@@ -18,8 +18,8 @@ from edge_sdk.lean.llama import Frozen, Llama, input_groups
 from edge_sdk.lean.packing import pack
 from edge_sdk.lean.ranks import Ranks
 from edge_sdk.training import TrainableBase, train_round
-from edge_sdk.wire.messages import AdapterSpec, TrainingSpec
 from edge_sdk.wire.payload import Arrays
+from edge_sdk.wire.task import AdapterSpec, TrainingSpec
 from tests.sdk.parts import adapter_spec, causal_spec
 
 K = 4

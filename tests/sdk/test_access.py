@@ -8,8 +8,9 @@ from edge_sdk import access
 from edge_sdk.device_key import make_private_key
 from edge_sdk.errors import NotAuthorized, QuotaExceeded, Revoked, TokenExpired
 from edge_sdk.identity import Identity
-from edge_sdk.transport import Transport
-from edge_sdk.wire.messages import AccessToken, Challenge, encode_message
+from edge_sdk.network.transport import Transport
+from edge_sdk.wire.credentials import AccessToken, Challenge
+from edge_sdk.wire.messages import encode_message
 from tests.sdk.test_transport import Answers, answers, problem
 
 __all__ = ["answers"]  # the fixture

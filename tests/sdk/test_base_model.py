@@ -20,7 +20,7 @@ from edge_sdk.errors import ModelError, WrongBaseModel
 from edge_sdk.model_folder import read_config
 from edge_sdk.model_shape import read_shape
 from edge_sdk.narrow_linear import NarrowLinear, store_as_bf16
-from edge_sdk.wire.messages import BaseModel, DenseSpec, LayerSpec
+from edge_sdk.wire.task import BaseModel, DenseSpec, LayerSpec
 from tests.sdk.parts import LABELS, adapter_spec, causal_spec, classifier_spec
 
 IDS = torch.tensor([[3, 7, 11, 4], [9, 8, 20, 21]])

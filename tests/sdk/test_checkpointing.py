@@ -17,7 +17,7 @@ from edge_sdk.lora import attach
 from edge_sdk.model_folder import read_model_shape
 from edge_sdk.predictions import predict
 from edge_sdk.training import LocalResult, train_round
-from edge_sdk.wire.messages import AdapterSpec, BaseModel, TrainingSpec
+from edge_sdk.wire.task import AdapterSpec, BaseModel, TrainingSpec
 from tests.sdk.parts import QUESTIONS, TEXTS, causal_spec, classifier_spec, random_arrays
 from tests.tiny_model import save_tiny_bert, save_tiny_llama, save_tiny_neox, write_jsonl
 

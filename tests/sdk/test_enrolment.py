@@ -11,7 +11,7 @@ from edge_sdk.cli import main
 from edge_sdk.enrolment import change_key, join
 from edge_sdk.errors import BadProof, ConfigError, NotAuthorized, ServerUnreachable
 from edge_sdk.identity import load_identity, load_joining, save_identity
-from edge_sdk.transport import Transport
+from edge_sdk.network.transport import Transport
 from server.auth import make_enrolment_token
 from server.settings import Settings
 from tests.contract.live import live_server

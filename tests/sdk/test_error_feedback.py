@@ -9,9 +9,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from edge_sdk.error_feedback import ErrorFeedback, read_ranks
 from edge_sdk.errors import MalformedMessage
-from edge_sdk.rank_file import RankFile
+from edge_sdk.rounds.error_feedback import ErrorFeedback, read_ranks
+from edge_sdk.rounds.rank_file import RankFile
 from edge_sdk.sketch import draw_sketch
 from edge_sdk.wire.block_codes import CODES
 from edge_sdk.wire.messages import SliceRanks, encode_message
@@ -212,7 +212,7 @@ def test_on_a_full_disk_an_update_goes_without_feedback(tmp_path, monkeypatch, c
     def refuse(path, content):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("edge_sdk.error_feedback.write_whole", refuse)
+    monkeypatch.setattr("edge_sdk.rounds.error_feedback.write_whole", refuse)
     update = random_arrays(ADAPTER, 3, 2)
     body = feedback(tmp_path).encode(update, ranks_of(1, 3), 2, b"{}")
     assert body == encode_update(update, SPEC, 2, b"{}")

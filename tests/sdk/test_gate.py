@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from edge_sdk.adoption.gate import judge
 from edge_sdk.errors import ConfigError
-from edge_sdk.gate import judge
 from edge_sdk.scores import Score
 
 

@@ -22,8 +22,8 @@ from edge_sdk.lora import attach
 from edge_sdk.peft_folder import write_peft_folder
 from edge_sdk.sketch import draw_sketch, sketched_scaling
 from edge_sdk.training import train_round
-from edge_sdk.wire.messages import AdapterSpec, BaseModel, TrainingSpec
 from edge_sdk.wire.payload import Arrays
+from edge_sdk.wire.task import AdapterSpec, BaseModel, TrainingSpec
 from tests.sdk.parts import (
     QUESTIONS,
     adapter_spec,

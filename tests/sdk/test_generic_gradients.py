@@ -14,8 +14,8 @@ from torch.nn import functional
 
 from edge_sdk.base_model import LoadedBase, load_base
 from edge_sdk.example import Example
-from edge_sdk.wire.messages import AdapterSpec, BaseModel
 from edge_sdk.wire.payload import Arrays
+from edge_sdk.wire.task import AdapterSpec, BaseModel
 from tests.sdk.lean_parts import VOCABULARY, Gradients, K, check_close, examples_of, lean_gradients
 from tests.sdk.parts import adapter_spec, causal_spec, classifier_spec, random_arrays
 

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from edge_sdk.agent import journal as journal_module
-from edge_sdk.agent.deadline import Deadline
-from edge_sdk.agent.journal import KEPT_ASIDE, Journal, KeptUpdate, journal_folder, work_id
 from edge_sdk.progress import Progress
-from edge_sdk.wire.messages import Assignment, TrainingSpec
+from edge_sdk.rounds.deadline import Deadline
+from edge_sdk.rounds.journal import KEPT_ASIDE, Journal, KeptUpdate, journal_folder, work_id
+from edge_sdk.wire.messages import Assignment
+from edge_sdk.wire.task import TrainingSpec
 
 WORK = Assignment(
     task="t", round_number=3, adapter_version=2, k=2, seed=9, training=TrainingSpec(), deadline_s=5

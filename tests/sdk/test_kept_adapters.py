@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from edge_sdk import kept_adapters
+from edge_sdk.adoption.kept_adapters import KeptAdapters
 from edge_sdk.errors import AdapterError, StorageError
-from edge_sdk.kept_adapters import KeptAdapters
 from edge_sdk.wire.manifest import Signed
 from tests.server.tasks import random_arrays, tiny_spec
 

@@ -18,7 +18,7 @@ from edge_sdk.lean.frozen import Int8Matrix, Nf4Matrix, PlainMatrix
 from edge_sdk.lean.llama import HEAD, input_groups
 from edge_sdk.lean.ranks import Ranks
 from edge_sdk.training import LocalResult, train_round
-from edge_sdk.wire.messages import DenseSpec, LayerSpec, TrainingSpec
+from edge_sdk.wire.task import DenseSpec, LayerSpec, TrainingSpec
 from tests.sdk.lean_parts import (
     K,
     adapter_of,

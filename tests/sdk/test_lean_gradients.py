@@ -17,7 +17,7 @@ from edge_sdk.example import Example
 from edge_sdk.lean import native
 from edge_sdk.lean.base import LeanBase
 from edge_sdk.training import train_round
-from edge_sdk.wire.messages import TrainingSpec
+from edge_sdk.wire.task import TrainingSpec
 from tests.sdk.lean_parts import (
     EVERY,
     FAMILIES,

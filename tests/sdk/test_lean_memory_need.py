@@ -30,8 +30,8 @@ from edge_sdk.lean.ranks import Ranks
 from edge_sdk.memory import MemoryNeed, adapter_parameters
 from edge_sdk.model_folder import read_config
 from edge_sdk.model_shape import ModelShape, read_shape
-from edge_sdk.wire.messages import AdapterSpec
 from edge_sdk.wire.payload import adapter_shapes
+from edge_sdk.wire.task import AdapterSpec
 from tests.sdk.workloads import RATES, execution, llama_shape
 from tests.tiny_model import save_tiny_llama
 

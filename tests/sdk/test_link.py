@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from edge_sdk.link import Link, LinkMeter, load_link, save_link
+from edge_sdk.network.link import Link, LinkMeter, load_link, save_link
 
 MB = 1_000_000
 

@@ -19,7 +19,8 @@ from edge_sdk.plan import Plan, make_plan
 from edge_sdk.rates import assumed_rates
 from edge_sdk.trainable_base import load_trainable
 from edge_sdk.training import train_round
-from edge_sdk.wire.messages import Assignment, TaskSpec, TrainingSpec
+from edge_sdk.wire.messages import Assignment
+from edge_sdk.wire.task import TaskSpec, TrainingSpec
 from tests.sdk.parts import QUESTIONS, adapter_spec, causal_spec, random_arrays, task_spec
 from tests.tiny_model import write_jsonl
 
@@ -215,7 +216,7 @@ from edge_sdk.execution import Execution
 from edge_sdk.trainable_base import load_trainable
 from edge_sdk.training import train_round
 from tests.sdk.parts import adapter_spec, causal_spec, random_arrays
-from edge_sdk.wire.messages import TrainingSpec
+from edge_sdk.wire.task import TrainingSpec
 
 folder, data, products = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 examples = tokenized_examples(data, folder, causal_spec(), 32)

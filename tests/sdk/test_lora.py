@@ -16,7 +16,7 @@ from edge_sdk.data import Example
 from edge_sdk.errors import AdapterError
 from edge_sdk.lora import SketchedLinear, attach
 from edge_sdk.training import train_round
-from edge_sdk.wire.messages import AdapterSpec, DenseSpec, LayerSpec, TrainingSpec
+from edge_sdk.wire.task import AdapterSpec, DenseSpec, LayerSpec, TrainingSpec
 from tests.sdk.parts import adapter_spec, causal_spec, classifier_spec, random_arrays
 
 IDS = torch.tensor([[3, 7, 11, 4], [9, 8, 20, 21]])

@@ -22,13 +22,8 @@ from edge_sdk.wire.manifest import (
     open_signed,
     spec_digest,
 )
-from edge_sdk.wire.messages import (
-    AdapterSpec,
-    DenseSpec,
-    LayerSpec,
-    decode_message,
-    encode_message,
-)
+from edge_sdk.wire.messages import decode_message, encode_message
+from edge_sdk.wire.task import AdapterSpec, DenseSpec, LayerSpec
 from server.signing import SigningKey
 from tests.server.tasks import tiny_spec
 

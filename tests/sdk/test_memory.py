@@ -18,8 +18,8 @@ from edge_sdk.lora import attach
 from edge_sdk.memory import NF4_BYTES, MemoryNeed, kept_bytes, memory_need
 from edge_sdk.model_shape import ModelShape, read_shape, shape_from_tensors
 from edge_sdk.narrow_linear import store_as_bf16
-from edge_sdk.wire.messages import AdapterSpec
 from edge_sdk.wire.payload import adapter_shapes
+from edge_sdk.wire.task import AdapterSpec
 from tests.sdk.workloads import BERT, execution, llama_shape
 
 ENCODERS = ("bert", "roberta", "xlm-roberta")

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from edge_sdk.errors import ConfigError, MalformedMessage, ProtocolMismatch, SketchError
 from edge_sdk.wire import messages as wire
-from edge_sdk.wire.messages import check_protocol, decode_message, encode_message
+from edge_sdk.wire.messages import decode_message, encode_message
+from edge_sdk.wire.protocol import check_protocol
 
 GOLDEN = Path(__file__).parent / "golden"
 

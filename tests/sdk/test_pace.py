@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from edge_sdk.bandwidth import Bandwidth, PacedBody
-from edge_sdk.circuit_breaker import CircuitBreaker
 from edge_sdk.errors import ConfigError, ServerUnreachable
-from edge_sdk.short_retries import short_retries
+from edge_sdk.network.bandwidth import Bandwidth, PacedBody
+from edge_sdk.network.circuit_breaker import CircuitBreaker
+from edge_sdk.network.short_retries import short_retries
 
 
 class Clock:

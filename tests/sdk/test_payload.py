@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from edge_sdk.errors import DigestMismatch, MalformedPayload, NotFinite
-from edge_sdk.wire.messages import AdapterSpec, DenseSpec, LayerSpec
 from edge_sdk.wire.payload import (
     adapter_shapes,
     body_limit,
@@ -26,6 +25,7 @@ from edge_sdk.wire.payload import (
     digest,
     encode,
 )
+from edge_sdk.wire.task import AdapterSpec, DenseSpec, LayerSpec
 
 GOLDEN = Path(__file__).parent / "golden"
 ADAPTER = AdapterSpec(

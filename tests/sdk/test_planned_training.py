@@ -11,7 +11,7 @@ import torch
 from edge_sdk.base_model import LoadedBase, load_base
 from edge_sdk.data import Example, load_examples
 from edge_sdk.training import LocalResult, train_round
-from edge_sdk.wire.messages import TrainingSpec
+from edge_sdk.wire.task import TrainingSpec
 from tests.sdk.parts import TEXTS, adapter_spec, causal_spec, classifier_spec, random_arrays
 from tests.tiny_model import write_jsonl
 

@@ -13,7 +13,7 @@ from edge_sdk.evaluation import classification_accuracy, completion_loss
 from edge_sdk.lora import attach
 from edge_sdk.sketch import sketched_scaling
 from edge_sdk.training import Pull, train_round
-from edge_sdk.wire.messages import TrainingSpec
+from edge_sdk.wire.task import TrainingSpec
 from tests.sdk.lean_parts import open_base
 from tests.sdk.parts import (
     QUESTIONS,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from edge_sdk.rank_file import DamagedFile, RankFile
+from edge_sdk.rounds.rank_file import DamagedFile, RankFile
 from edge_sdk.sketch import draw_sketch
 from edge_sdk.wire.rank_rows import row_shapes
 from tests.server.tasks import tiny_spec

@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 
-from edge_sdk.agent.journal import Journal
 from edge_sdk.data import load_examples
 from edge_sdk.example import Example
 from edge_sdk.progress import Progress, Steps
+from edge_sdk.rounds.journal import Journal
 from edge_sdk.training import TrainableBase, train_round
-from edge_sdk.wire.messages import AdapterSpec, TrainingSpec
+from edge_sdk.wire.task import AdapterSpec, TrainingSpec
 from tests.sdk.lean_parts import open_base
 from tests.sdk.parts import (
     QUESTIONS,

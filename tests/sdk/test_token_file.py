@@ -96,7 +96,7 @@ def test_this_process_imports_neither_the_tokenizers_nor_torch(questions, tiny_l
 import sys
 from pathlib import Path
 from edge_sdk.token_file import tokenized_examples
-from edge_sdk.wire.messages import BaseModel
+from edge_sdk.wire.task import BaseModel
 base = BaseModel(model="tiny", digest="0" * 64)
 found = tokenized_examples(Path({str(questions)!r}), Path({str(tiny_llama)!r}), base, {LENGTH})
 print(len(found), *sorted({{"transformers", "tokenizers", "jinja2", "torch"}} & sys.modules.keys()))

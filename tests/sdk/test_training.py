@@ -26,8 +26,8 @@ from edge_sdk.errors import (
 from edge_sdk.evaluation import classification_accuracy, completion_loss
 from edge_sdk.sketch import draw_sketch, scatter_add
 from edge_sdk.training import train_round
-from edge_sdk.wire.messages import AdapterSpec, TrainingSpec
 from edge_sdk.wire.payload import Arrays
+from edge_sdk.wire.task import AdapterSpec, TrainingSpec
 from tests.sdk.parts import (
     QUESTIONS,
     TEXTS,

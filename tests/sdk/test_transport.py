@@ -28,8 +28,8 @@ from edge_sdk.errors import (
     ServerUnreachable,
     TooLarge,
 )
-from edge_sdk.store_upload import put_into_store
-from edge_sdk.transport import MAX_JSON_BYTES, Transport
+from edge_sdk.network.store_upload import put_into_store
+from edge_sdk.network.transport import MAX_JSON_BYTES, Transport
 from edge_sdk.wire.messages import (
     CheckIn,
     CheckInReply,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from edge_sdk.wire.manifest import Manifest, Pointer, open_signed
-from edge_sdk.wire.messages import TaskSpec
+from edge_sdk.wire.task import TaskSpec
 from server.key_ring import KeyRing
 from server.registry import Registry
 from tests.server.tasks import Site

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from edge_sdk.errors import ServerUnreachable
 from edge_sdk.wire import payload
-from edge_sdk.wire.messages import CheckIn, TaskSpec
+from edge_sdk.wire.messages import CheckIn
+from edge_sdk.wire.task import TaskSpec
 from server.access_store import DeviceRow
 from server.adapters import indices_of
 from server.aggregation import WeightedUpdate

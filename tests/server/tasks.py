@@ -9,18 +9,16 @@ from pathlib import Path
 import numpy as np
 
 from edge_sdk.wire import payload
-from edge_sdk.wire.messages import (
+from edge_sdk.wire.messages import CheckIn, UpdateReport, encode_message
+from edge_sdk.wire.task import (
     AdapterSpec,
     AggregationSpec,
     BaseModel,
-    CheckIn,
     DenseSpec,
     LayerSpec,
     RoundPolicy,
     TaskSpec,
     TrainingSpec,
-    UpdateReport,
-    encode_message,
 )
 from edge_sdk.wire.update_body import encode_update
 from server.access_store import DeviceRow

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 
 from edge_sdk.errors import NotFinite
 from edge_sdk.sketch import draw_sketch, scatter_add
-from edge_sdk.wire.messages import AdapterSpec, AggregationSpec, LayerSpec
 from edge_sdk.wire.payload import adapter_shapes, encode, view
 from edge_sdk.wire.rank_rows import rank_rows
+from edge_sdk.wire.task import AdapterSpec, AggregationSpec, LayerSpec
 from server.aggregation import (
     RunningSum,
     WeightedUpdate,

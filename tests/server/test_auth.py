@@ -16,7 +16,7 @@ from edge_sdk.errors import (
     TokenExpired,
     TokenUsedUp,
 )
-from edge_sdk.wire.messages import AccessRequest, EnrolRequest, KeyChange
+from edge_sdk.wire.credentials import AccessRequest, EnrolRequest, KeyChange
 from edge_sdk.wire.proofs import access_statement, enrolment_statement, key_change_statement
 from server.auth import (
     Gate,

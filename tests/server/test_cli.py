@@ -12,13 +12,8 @@ import pytest
 from edge_sdk import peft_folder
 from edge_sdk.model_folder import weights_digest
 from edge_sdk.quantities import format_bytes
-from edge_sdk.wire.messages import (
-    AggregationSpec,
-    RoundPolicy,
-    TaskSpec,
-    TrainingSpec,
-    decode_message,
-)
+from edge_sdk.wire.messages import decode_message
+from edge_sdk.wire.task import AggregationSpec, RoundPolicy, TaskSpec, TrainingSpec
 from server.cli import main
 from tests.server.tasks import Site, TurnedClock, tiny_spec
 

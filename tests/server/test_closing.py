@@ -10,7 +10,7 @@ import pytest
 from edge_sdk.errors import RoundClosed, StorageError
 from edge_sdk.sketch import draw_sketch
 from edge_sdk.wire import payload
-from edge_sdk.wire.messages import AdapterSpec, LayerSpec
+from edge_sdk.wire.task import AdapterSpec, LayerSpec
 from server.adapters import indices_of
 from server.closing import Closing
 from server.optimizer_state import decode_state

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_sdk.sketch import draw_sketch
-from edge_sdk.wire.messages import AdapterSpec, DenseSpec, LayerSpec
 from edge_sdk.wire.payload import adapter_shapes
+from edge_sdk.wire.task import AdapterSpec, DenseSpec, LayerSpec
 from server.aggregation import RunningSum, WeightedUpdate, cut_slice
 from server.combining import combine
 from tests.server.tasks import random_arrays, tiny_spec

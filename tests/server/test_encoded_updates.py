@@ -7,12 +7,13 @@ import json
 import numpy as np
 import pytest
 
-from edge_sdk.error_feedback import read_ranks
 from edge_sdk.errors import ConfigError, MalformedPayload
+from edge_sdk.rounds.error_feedback import read_ranks
 from edge_sdk.sketch import scatter_add
 from edge_sdk.wire import payload
 from edge_sdk.wire.block_codes import CODES
-from edge_sdk.wire.messages import TaskSpec, TrainingSpec, decode_message, encode_message
+from edge_sdk.wire.messages import decode_message, encode_message
+from edge_sdk.wire.task import TaskSpec, TrainingSpec
 from edge_sdk.wire.update_body import decode_update
 from server.adapters import indices_of
 from server.lookup import find_adapter, find_assignment, find_task

@@ -8,7 +8,8 @@ import pytest
 import sqlalchemy as sa
 
 from edge_sdk.errors import ConfigError, NotFound, ProtocolMismatch, StorageError
-from edge_sdk.wire.messages import BaseModel, EvaluationReport
+from edge_sdk.wire.messages import EvaluationReport
+from edge_sdk.wire.task import BaseModel
 from server import evaluation_tables
 from server.evaluating import Evaluations, shown_evaluations
 from server.evaluation_store import EvaluationRow

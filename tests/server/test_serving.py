@@ -15,7 +15,7 @@ from cryptography.x509.oid import NameOID
 
 from edge_sdk.enrolment import join
 from edge_sdk.errors import ConfigError, ServerUnreachable
-from edge_sdk.transport import Transport
+from edge_sdk.network.transport import Transport
 from server import serving
 from server.app import create_app
 from server.auth import make_enrolment_token

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from edge_sdk.errors import StorageError
-from edge_sdk.wire.messages import DenseSpec
+from edge_sdk.wire.task import DenseSpec
 from server.update_spool import UpdateSpool
 from tests.server.updates import ADAPTER, an_update, trained, values_per_number
 

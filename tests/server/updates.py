@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from edge_sdk.sketch import draw_sketch
-from edge_sdk.wire.messages import AdapterSpec
+from edge_sdk.wire.task import AdapterSpec
 from server.aggregation import WeightedUpdate
 from tests.server.tasks import random_arrays, tiny_spec
 

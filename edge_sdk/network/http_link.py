@@ -13,8 +13,6 @@ from urllib.parse import urlsplit
 import requests
 from requests.adapters import HTTPAdapter
 
-from edge_sdk.bandwidth import Bandwidth, PacedBody
-from edge_sdk.circuit_breaker import CircuitBreaker
 from edge_sdk.errors import (
     ConfigError,
     EdgeError,
@@ -25,9 +23,11 @@ from edge_sdk.errors import (
     WireError,
     by_code,
 )
-from edge_sdk.link import LinkMeter
-from edge_sdk.short_retries import short_retries
-from edge_sdk.store_upload import without_password
+from edge_sdk.network.bandwidth import Bandwidth, PacedBody
+from edge_sdk.network.circuit_breaker import CircuitBreaker
+from edge_sdk.network.link import LinkMeter
+from edge_sdk.network.short_retries import short_retries
+from edge_sdk.network.store_upload import without_password
 from edge_sdk.wire.messages import Problem, decode_message
 
 CONNECT_TIMEOUT_S = 5.0

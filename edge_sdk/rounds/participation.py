@@ -13,8 +13,9 @@ from edge_sdk.local_plan import LocalPlanner
 from edge_sdk.local_trainer import LocalTrainer, describe
 from edge_sdk.plan import Plan, make_plan, smaller_plan
 from edge_sdk.training import LocalResult
-from edge_sdk.wire.messages import Assignment, CheckIn, TaskSpec
+from edge_sdk.wire.messages import Assignment, CheckIn
 from edge_sdk.wire.payload import adapter_shapes
+from edge_sdk.wire.task import TaskSpec
 
 log = logging.getLogger("edge_sdk")
 

@@ -9,7 +9,6 @@ from typing import TypeVar
 from urllib.parse import quote, urlsplit
 
 from edge_sdk.access import Access
-from edge_sdk.bandwidth import Bandwidth, PacedBody
 from edge_sdk.device_key import DeviceKey
 from edge_sdk.errors import (
     ConfigError,
@@ -19,10 +18,12 @@ from edge_sdk.errors import (
     ServerUnreachable,
     StorageError,
 )
-from edge_sdk.http_link import Download, HttpLink
 from edge_sdk.identity import Identity
-from edge_sdk.link import LinkMeter
-from edge_sdk.store_upload import put_into_store
+from edge_sdk.network.bandwidth import Bandwidth, PacedBody
+from edge_sdk.network.http_link import Download, HttpLink
+from edge_sdk.network.link import LinkMeter
+from edge_sdk.network.store_upload import put_into_store
+from edge_sdk.wire.credentials import Enrolment, EnrolRequest
 from edge_sdk.wire.manifest import Signed
 from edge_sdk.wire.messages import (
     PRESIGNED,
@@ -30,16 +31,12 @@ from edge_sdk.wire.messages import (
     AdapterInfo,
     CheckIn,
     CheckInReply,
-    Enrolment,
-    EnrolRequest,
     EvaluationReport,
     HeldParts,
     Receipt,
     RoundStatus,
-    TaskSpec,
     UpdateNotice,
     UploadPlace,
-    check_protocol,
     decode_message,
     encode_message,
 )
@@ -52,6 +49,8 @@ from edge_sdk.wire.payload import (
     digest,
 )
 from edge_sdk.wire.proofs import enrolment_statement
+from edge_sdk.wire.protocol import check_protocol
+from edge_sdk.wire.task import TaskSpec
 
 MAX_JSON_BYTES = 4 << 20
 _PART_ATTEMPTS = 2
@@ -69,7 +68,7 @@ class Transport:
         server: Base address, ``http://`` or ``https://``.
         identity: Of this device, which gets and renews its access tokens; None before enrolment.
         retries: Attempts after the first one in an outage of seconds; see
-            :class:`edge_sdk.http_link.HttpLink`.
+            :class:`edge_sdk.network.http_link.HttpLink`.
         max_upload_bytes_per_s: The most to send; None is as fast as the link is.
         max_download_bytes_per_s: The most to receive.
     """

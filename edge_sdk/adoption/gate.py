@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
+from edge_sdk.adoption.held_out import FEWEST
 from edge_sdk.errors import ConfigError
-from edge_sdk.held_out import FEWEST
 from edge_sdk.scores import Score
 
 STANDARD_ERRORS = 2.0

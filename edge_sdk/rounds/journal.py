@@ -20,8 +20,8 @@ import safetensors
 import safetensors.numpy
 from numpy.typing import NDArray
 
-from edge_sdk.agent.failpoints import Point, lose_power
 from edge_sdk.progress import Progress, Steps
+from edge_sdk.rounds.failpoints import Point, lose_power
 from edge_sdk.whole_file import write_whole
 from edge_sdk.wire.messages import Assignment
 from edge_sdk.wire.typed_json import decode_json

@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from edge_sdk.adapter_source import AdapterSource
-from edge_sdk.agent.deadline import Deadline
-from edge_sdk.agent.journal import Journal, KeptUpdate, journal_folder, work_id
+from edge_sdk.adoption.held_out import SHARE as HELD_OUT_SHARE
+from edge_sdk.adoption.kept_adapters import KeptAdapters
 from edge_sdk.allowance import Allowance
 from edge_sdk.cost import Workload
 from edge_sdk.device import peak_rss_bytes
 from edge_sdk.enrolment import join
-from edge_sdk.error_feedback import ErrorFeedback, read_ranks
 from edge_sdk.errors import (
     AdapterError,
     ConfigError,
@@ -35,24 +34,19 @@ from edge_sdk.errors import (
     UpdateConflict,
     WrongBaseModel,
 )
-from edge_sdk.held_out import SHARE as HELD_OUT_SHARE
 from edge_sdk.identity import default_state_folder
-from edge_sdk.kept_adapters import KeptAdapters
-from edge_sdk.link import save_link
 from edge_sdk.local_plan import LocalPlanner
 from edge_sdk.model_folder import config_digest, find_model, read_model_shape, weights_digest
+from edge_sdk.network.link import save_link
+from edge_sdk.network.transport import Transport
 from edge_sdk.peft_folder import write_peft_folder
 from edge_sdk.plan import Plan
 from edge_sdk.progress import Steps
+from edge_sdk.rounds.deadline import Deadline
+from edge_sdk.rounds.error_feedback import ErrorFeedback, read_ranks
+from edge_sdk.rounds.journal import Journal, KeptUpdate, journal_folder, work_id
 from edge_sdk.sketch import Indices
-from edge_sdk.transport import Transport
-from edge_sdk.wire.messages import (
-    Assignment,
-    EvaluationReport,
-    TaskSpec,
-    UpdateReport,
-    encode_message,
-)
+from edge_sdk.wire.messages import Assignment, EvaluationReport, UpdateReport, encode_message
 from edge_sdk.wire.payload import (
     Arrays,
     adapter_shapes,
@@ -61,11 +55,12 @@ from edge_sdk.wire.payload import (
     digest,
     number_bytes,
 )
+from edge_sdk.wire.task import TaskSpec
 from edge_sdk.wire.update_body import encode_update
 
 if TYPE_CHECKING:
-    from edge_sdk.adoption import Adoption
-    from edge_sdk.participation import Participation
+    from edge_sdk.adoption.adoption import Adoption
+    from edge_sdk.rounds.participation import Participation
     from edge_sdk.training import LocalResult
 
 log = logging.getLogger("edge_sdk")
@@ -242,7 +237,7 @@ class RoundLoop:
         """Return what becomes of new versions, if this device uses them."""
         if not self._is_adopting:
             return None
-        from edge_sdk.adoption import Adoption
+        from edge_sdk.adoption.adoption import Adoption
 
         def tell(report: EvaluationReport) -> None:
             self._connected().report_evaluation(part.task.name, report)
@@ -259,7 +254,7 @@ class RoundLoop:
     def _take_part(self, task: TaskSpec, data: Path) -> Participation:
         """Read the examples, plan for them as they are, and load the base."""
         from edge_sdk.local_trainer import LocalTrainer, describe
-        from edge_sdk.participation import Participation
+        from edge_sdk.rounds.participation import Participation
 
         planner = self._planner(task)
         folder, share = self._base_folder(task), self._held_out_share

@@ -16,8 +16,8 @@ import msgspec
 from edge_sdk.errors import AdapterError, MalformedPayload, NotFinite, StorageError
 from edge_sdk.whole_file import write_whole
 from edge_sdk.wire.manifest import Signed, spec_digest
-from edge_sdk.wire.messages import TaskSpec, WireDtype
 from edge_sdk.wire.payload import Arrays, adapter_shapes, decode, digest, encode
+from edge_sdk.wire.task import TaskSpec, WireDtype
 from edge_sdk.wire.typed_json import decode_json
 
 log = logging.getLogger("edge_sdk")

@@ -11,8 +11,9 @@ from __future__ import annotations
 from edge_sdk.local_trainer import LocalTrainer
 from edge_sdk.plan import Plan
 from edge_sdk.training import Pull
-from edge_sdk.wire.messages import Assignment, TaskSpec
+from edge_sdk.wire.messages import Assignment
 from edge_sdk.wire.payload import Arrays
+from edge_sdk.wire.task import TaskSpec
 
 STRENGTH = 10.0
 """Lambda. An AdamW step moves a number by up to ``local_lr``, so none goes further than about

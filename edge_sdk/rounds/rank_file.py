@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_sdk.sketch import Indices
-from edge_sdk.wire.messages import AdapterSpec
 from edge_sdk.wire.rank_rows import row_shapes
+from edge_sdk.wire.task import AdapterSpec
 
 Rows = dict[str, NDArray[np.float32]]
 """The rows of some ranks of every tensor: ``(k, width)``, or ``(1, size)`` of a dense parameter."""

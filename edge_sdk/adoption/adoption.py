@@ -9,6 +9,10 @@ from collections.abc import Callable
 import numpy as np
 
 from edge_sdk.adapter_source import AdapterSource
+from edge_sdk.adoption.gate import Verdict, judge
+from edge_sdk.adoption.held_out import MOST_SCORED
+from edge_sdk.adoption.kept_adapters import Kept, KeptAdapters
+from edge_sdk.adoption.personal import train_personal
 from edge_sdk.errors import (
     AdapterError,
     EdgeError,
@@ -16,11 +20,7 @@ from edge_sdk.errors import (
     NotFeasible,
     OutOfMemory,
 )
-from edge_sdk.gate import Verdict, judge
-from edge_sdk.held_out import MOST_SCORED
-from edge_sdk.kept_adapters import Kept, KeptAdapters
-from edge_sdk.participation import Participation
-from edge_sdk.personal import train_personal
+from edge_sdk.rounds.participation import Participation
 from edge_sdk.wire.messages import MAX_LOSS, EvaluationReport
 from edge_sdk.wire.payload import Arrays, adapter_shapes
 

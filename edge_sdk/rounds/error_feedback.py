@@ -18,20 +18,15 @@ from pathlib import Path
 import numpy as np
 
 from edge_sdk.errors import DigestMismatch, EdgeError, MalformedMessage
-from edge_sdk.rank_file import DamagedFile, RankFile, Rows
+from edge_sdk.rounds.rank_file import DamagedFile, RankFile, Rows
 from edge_sdk.sketch import Indices
 from edge_sdk.whole_file import write_whole
 from edge_sdk.wire import payload
 from edge_sdk.wire.manifest import canonical, spec_digest
-from edge_sdk.wire.messages import (
-    AdapterSpec,
-    SliceRanks,
-    TaskSpec,
-    decode_message,
-    encode_message,
-)
+from edge_sdk.wire.messages import SliceRanks, decode_message, encode_message
 from edge_sdk.wire.payload import Arrays
 from edge_sdk.wire.rank_rows import from_rank_rows, rank_rows, row_shapes
+from edge_sdk.wire.task import AdapterSpec, TaskSpec
 from edge_sdk.wire.update_body import decode_update, encode_update
 
 log = logging.getLogger("edge_sdk")

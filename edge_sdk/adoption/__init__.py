@@ -1,0 +1,1 @@
+"""What becomes of a new version on a device: tried, adopted or refused, and trained on."""

@@ -1,0 +1,1 @@
+"""Exchanges with a server over a network that stalls, breaks and costs money."""
