@@ -87,10 +87,10 @@ def _leave(options: argparse.Namespace) -> None:
 
 
 def _pull(options: argparse.Namespace) -> None:
-    from edge_sdk.rounds.round_loop import RoundLoop
+    from edge_sdk.rounds.membership import Membership
 
-    client = RoundLoop(task=options.task, model=options.model, state_folder=options.state)
-    version = client.pull(options.out)
+    device = Membership(task=options.task, model=options.model, state_folder=options.state)
+    version = device.pull(options.out)
     if options.json:
         _print_json({"version": version, "adapter": str(options.out)})
         return

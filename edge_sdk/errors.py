@@ -15,6 +15,7 @@
     ├─ ModelError                   a base model that cannot be found or used
     │  └─ WrongBaseModel            not the base model the task pins
     ├─ AdapterError                 an adapter folder that cannot be read
+    │  └─ NothingAdopted            every version lost against the base model alone
     ├─ UntrustedAdapter             an adapter version this device must not use
     │  ├─ BadSignature              changed after it was signed
     │  ├─ UnknownKey                signed by a key this device does not trust
@@ -169,6 +170,12 @@ class AdapterError(EdgeError):
     """An adapter folder that cannot be read or does not fit its base model."""
 
     code = "invalid_adapter"
+
+
+class NothingAdopted(AdapterError):
+    """On this device's own examples every version lost against the base model alone."""
+
+    code = "nothing_adopted"
 
 
 class UntrustedAdapter(EdgeError):

@@ -143,6 +143,10 @@ def show_status(options: argparse.Namespace, out: Console, print_json: Any) -> N
             f"{status.rounds_counted} rounds counted, {format_bytes(status.uploaded_bytes)} sent, "
             f"{format_bytes(status.downloaded_bytes)} received"
         )
+    if is_running:
+        for found in status.verdicts:
+            may = "may train" if found.may_train else "must wait"
+            out.print(f"  {found.rule:<12} {may}: {found.reason}", highlight=False)
 
 
 def leave(options: argparse.Namespace, out: Console, print_json: Any) -> None:

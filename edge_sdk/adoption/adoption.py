@@ -6,9 +6,8 @@ import logging
 import math
 from collections.abc import Callable
 
-import numpy as np
-
 from edge_sdk.adapter_source import AdapterSource
+from edge_sdk.adoption.base_alone import base_alone
 from edge_sdk.adoption.gate import Verdict, judge
 from edge_sdk.adoption.held_out import MOST_SCORED
 from edge_sdk.adoption.kept_adapters import Kept, KeptAdapters
@@ -22,7 +21,7 @@ from edge_sdk.errors import (
 )
 from edge_sdk.rounds.participation import Participation
 from edge_sdk.wire.messages import MAX_LOSS, EvaluationReport
-from edge_sdk.wire.payload import Arrays, adapter_shapes
+from edge_sdk.wire.payload import Arrays
 
 log = logging.getLogger("edge_sdk")
 
@@ -85,11 +84,12 @@ class Adoption:
         """Fetch a version and use it, or not."""
         found = self._source.fetch(self._part.task)
         version, current = found.manifest.version, self._current()
+        spec = self._part.task.adapter
         if current is not None and version < current[0].version:
             log.info("version %d is in use: the operator took a later one back", version)
             self._kept.accept(version, found.arrays, found.signed)
             return
-        verdict = self._judge(current[1] if current else self._base_alone(), found.arrays)
+        verdict = self._judge(current[1] if current else base_alone(spec), found.arrays)
         if verdict is not None:
             self._tell(version, verdict)
         if verdict is None or verdict.is_accepted:
@@ -170,12 +170,6 @@ class Adoption:
             log.warning("%s; it is set aside", error)
             self._kept.drop(kept)
             return None
-
-    def _base_alone(self) -> Arrays:
-        """Return an adapter that changes nothing; a classifier's head takes all classes alike."""
-        spec = self._part.task.adapter
-        shapes = adapter_shapes(spec, spec.r)
-        return {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
 
 
 def _outcome(verdict: Verdict | None) -> str:

@@ -92,7 +92,10 @@ def _network(policy: Policy, felt: Sensed) -> Iterator[Verdict]:
 
 def _other_cpu(policy: Policy, felt: Sensed, margin: float) -> Iterator[Verdict]:
     most, used = policy.max_other_cpu_percent, felt.other_cpu_percent
-    if most is None or used is None:
+    if most is None:
+        return
+    if used is None:
+        yield _unknown("cpu", "what other programs use")
         return
     yield Verdict(
         rule="cpu",
@@ -103,7 +106,10 @@ def _other_cpu(policy: Policy, felt: Sensed, margin: float) -> Iterator[Verdict]
 
 def _input(policy: Policy, felt: Sensed) -> Iterator[Verdict]:
     least, idle = policy.min_input_idle_s, felt.input_idle_s
-    if least is None or idle is None:
+    if least is None:
+        return
+    if idle is None:
+        yield _unknown("input", "when the owner was last here")
         return
     yield Verdict(
         rule="input",
@@ -115,7 +121,10 @@ def _input(policy: Policy, felt: Sensed) -> Iterator[Verdict]:
 
 def _heat(policy: Policy, felt: Sensed, margin: float) -> Iterator[Verdict]:
     most, hot = policy.max_temperature_c, felt.temperature_c
-    if most is None or hot is None:
+    if most is None:
+        return
+    if hot is None:
+        yield _unknown("temperature", "the temperature")
         return
     yield Verdict(
         rule="temperature",
@@ -139,7 +148,10 @@ def _hours(policy: Policy, felt: Sensed) -> Iterator[Verdict]:
 
 def _memory(policy: Policy, felt: Sensed, margin: float) -> Iterator[Verdict]:
     least, free = policy.min_free_memory_bytes, felt.free_memory_bytes
-    if least is None or free is None:
+    if least is None:
+        return
+    if free is None:
+        yield _unknown("memory", "how much memory is free")
         return
     yield Verdict(
         rule="memory",
@@ -151,10 +163,18 @@ def _memory(policy: Policy, felt: Sensed, margin: float) -> Iterator[Verdict]:
 
 def _disk(policy: Policy, felt: Sensed, margin: float) -> Iterator[Verdict]:
     least, free = policy.min_free_disk_bytes, felt.free_disk_bytes
-    if least is None or free is None:
+    if least is None:
+        return
+    if free is None:
+        yield _unknown("disk", "how much of the disk is free")
         return
     yield Verdict(
         rule="disk",
         may_train=free >= least * margin,
         reason=f"{format_bytes(free)} of the disk are free, {format_bytes(least)} must be",
     )
+
+
+def _unknown(rule: str, what: str) -> Verdict:
+    """What cannot be told stops nothing."""
+    return Verdict(rule=rule, may_train=True, reason=f"{what} is not known here")

@@ -41,7 +41,7 @@ def pull_adapter(
         may_be_old: Whether one that was fetched before will do.
 
     Raises:
-        EdgeError: As :meth:`edge_sdk.rounds.round_loop.RoundLoop.pull` raises it.
+        EdgeError: As :meth:`edge_sdk.rounds.membership.Membership.pull_or_base` raises it.
     """
     known = _read_record(state_folder) if folder.is_dir() else None
     if may_be_old and known is not None:

@@ -6,9 +6,14 @@ import contextlib
 import json
 import os
 import time
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
+
+import msgspec
+
+from edge_sdk.agent.eligibility import Verdict
+from edge_sdk.wire.typed_json import decode_json
 
 State = Literal[
     "stopped",
@@ -36,6 +41,7 @@ class Status:
         since: Seconds since the epoch when this state began.
         reasons: Why it is paused, retrying or failed, for people.
         rules: Names of the rules that say no now; ``app`` is the embedding app.
+        verdicts: What every rule of the policy says, with the value that was read.
         round_number: Present round, or the last one; 0 before the first.
         k: Ranks of it that this device trains.
         step: Local steps done in it.
@@ -44,6 +50,9 @@ class Status:
         rounds_counted: Rounds whose updates the server took since the start.
         uploaded_bytes: Bodies sent since the start.
         downloaded_bytes: Bodies received since the start.
+        update_bytes: Body of the last update.
+        version: Adapter version that this device's gate left in use, 0 for the base model alone;
+            None without a gate.
         crashes: Times the training process ended by itself since the start.
         pid: Of the training process; None if there is none.
         rss_bytes: Its memory.
@@ -55,6 +64,7 @@ class Status:
     since: float = 0.0
     reasons: tuple[str, ...] = ()
     rules: tuple[str, ...] = ()
+    verdicts: tuple[Verdict, ...] = ()
     round_number: int = 0
     k: int = 0
     step: int = 0
@@ -63,6 +73,8 @@ class Status:
     rounds_counted: int = 0
     uploaded_bytes: int = 0
     downloaded_bytes: int = 0
+    update_bytes: int = 0
+    version: int | None = None
     crashes: int = 0
     pid: int | None = None
     rss_bytes: int = 0
@@ -84,11 +96,6 @@ def write_status(state_folder: Path, status: Status) -> None:
 def read_status(state_folder: Path) -> Status:
     """Return the last status an agent left; ``stopped`` without one that can be read."""
     try:
-        found = json.loads((state_folder / _FILE).read_text(encoding="utf-8"))
-        known = {field.name for field in fields(Status)}
-        facts: dict[str, Any] = {name: found[name] for name in known & found.keys()}
-        for name in ("reasons", "rules"):
-            facts[name] = tuple(facts.get(name, ()))
-        return Status(**facts)
-    except (OSError, ValueError, TypeError, AttributeError):
+        return decode_json((state_folder / _FILE).read_bytes(), Status)
+    except (OSError, ValueError, msgspec.DecodeError):
         return Status(since=time.time())

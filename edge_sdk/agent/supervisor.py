@@ -34,7 +34,7 @@ _MEMORY_WAIT_S, _MEMORY_CALM_S = 30.0, 600.0
 _WRITE_EVERY_S = 1.0
 _END_S = 10.0
 _MOVED = ("uploaded_bytes", "downloaded_bytes")
-_TOLD = {"round_number", "k", "step", "steps", "loss", *_MOVED}
+_TOLD = {"round_number", "k", "step", "steps", "loss", "version", *_MOVED}
 
 EventKind = Literal["state", "round", "log", "failure"]
 
@@ -92,6 +92,7 @@ class Supervisor:
         self._child: Child | None = None
         self._told: dict[str, Any] = {}
         self._phase: State = "starting"
+        self._trouble: tuple[str, ...] = ()
         self._failure: dict[str, Any] | None = None
         self._moved_before = (0, 0)
         self._ended_cpu_s = 0.0
@@ -158,7 +159,9 @@ class Supervisor:
 
     def _look(self) -> None:
         """Bring the training process to where the rules want it, once."""
-        verdicts = [found for found in self._eligibility.check() if not found.may_train]
+        checked = self._eligibility.check()
+        self._status = replace(self._status, verdicts=tuple(checked))
+        verdicts = [found for found in checked if not found.may_train]
         if self._is_paused_by_app:
             verdicts.insert(0, Verdict(rule="app", may_train=False, reason="paused by the app"))
         if self._child is not None:
@@ -171,12 +174,12 @@ class Supervisor:
             return
         self._paused_at = None
         if self._child is None and time.monotonic() >= self._not_before:
-            self._phase, self._told, self._failure = "starting", {}, None
+            self._phase, self._told, self._failure, self._trouble = "starting", {}, None, ()
             self._child = Child(self._settings, self._state / "agent.log")
         elif self._child is not None and self._child.is_suspended:
             self._child.resume()
         if self._child is not None:
-            self._say(self._phase)
+            self._say(self._phase, self._trouble)
         elif self._status.state != "retrying":
             self._say("retrying", self._status.reasons)
 
@@ -216,6 +219,7 @@ class Supervisor:
                 self._failure = told
             else:
                 self._phase = kind
+                self._trouble = (str(told["trouble"]),) if "trouble" in told else ()
                 self._told.update(self._in_all(told))
         if has_ended:
             status = child.exit_status
@@ -232,7 +236,11 @@ class Supervisor:
     def _count(self, facts: dict[str, Any]) -> None:
         self._failures = 0
         counted = int(bool(facts.get("counted")))
-        self._status = replace(self._status, rounds_counted=self._status.rounds_counted + counted)
+        self._status = replace(
+            self._status,
+            rounds_counted=self._status.rounds_counted + counted,
+            update_bytes=int(facts.get("update_bytes", 0)),
+        )
         self._emit("round", f"round {facts.get('round_number')} is done", facts)
 
     def _fail(self, failure: dict[str, Any] | None, exit_status: int | None) -> None:

@@ -110,8 +110,8 @@ def _work(settings: dict[str, Any], events: Events) -> None:
     allowance = Allowance(**settings.pop("allowance", {}))
     loop = RoundLoop(**settings, allowance=allowance, on_phase=events.tell)
     if pull_to is not None:
-        version, base = loop.pull(Path(pull_to)), loop.base_folder()
-        events.tell("pulled", version=version, base=str(base))
+        version = loop.membership.pull_or_base(Path(pull_to))
+        events.tell("pulled", version=version, base=str(loop.membership.base_folder))
         return
     for done in loop.rounds():
         events.tell("round", **asdict(done))

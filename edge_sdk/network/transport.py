@@ -105,11 +105,6 @@ class Transport:
         return self._link.meter
 
     @property
-    def left_alone_s(self) -> float:
-        """Return for how long a server that does not answer gets no request; 0 if it may."""
-        return self._link.breaker.probe_in_s
-
-    @property
     def server(self) -> str:
         """Base address, without a slash at its end."""
         return self._base

@@ -7,7 +7,6 @@ import hashlib
 import logging
 import math
 import shutil
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -125,7 +124,6 @@ class Journal:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._id = ""
-        self._is_asked = threading.Event()
         self._due_s = math.inf
         self._forget_others()
         self._remove_leftovers()
@@ -177,16 +175,11 @@ class Journal:
         if self._write("update", facts, [body]):
             self._remove("progress", "work")
 
-    def ask(self) -> None:
-        """Have the progress kept after the step that is under way; from any thread."""
-        self._is_asked.set()
-
     def offer(self, steps: Steps) -> None:
-        """Keep the progress, if that was asked for, or was long ago and costs little."""
+        """Keep the progress, if the last time was long ago and it costs little."""
         started = time.monotonic()
-        if started < self._due_s and not self._is_asked.is_set():
+        if started < self._due_s:
             return
-        self._is_asked.clear()
         self.keep_progress(steps.progress())
         ended = time.monotonic()
         self._due_s = ended + max(PROGRESS_EVERY_S, (ended - started) / PROGRESS_SHARE)

@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import logging
 import random
-import socket
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
-from edge_sdk.adapter_source import AdapterSource
 from edge_sdk.adoption.held_out import SHARE as HELD_OUT_SHARE
-from edge_sdk.adoption.kept_adapters import KeptAdapters
 from edge_sdk.allowance import Allowance
 from edge_sdk.cost import Workload
 from edge_sdk.device import peak_rss_bytes
-from edge_sdk.enrolment import join
 from edge_sdk.errors import (
-    AdapterError,
     ConfigError,
     LossDiverged,
     MalformedPayload,
@@ -28,25 +23,26 @@ from edge_sdk.errors import (
     NotFound,
     OutOfMemory,
     RoundClosed,
-    ServerBusy,
-    ServerUnreachable,
     TooLarge,
     UpdateConflict,
-    WrongBaseModel,
 )
-from edge_sdk.identity import default_state_folder
 from edge_sdk.local_plan import LocalPlanner
-from edge_sdk.model_folder import config_digest, find_model, read_model_shape, weights_digest
+from edge_sdk.model_folder import config_digest, read_model_shape
 from edge_sdk.network.link import save_link
-from edge_sdk.network.transport import Transport
-from edge_sdk.peft_folder import write_peft_folder
 from edge_sdk.plan import Plan
 from edge_sdk.progress import Steps
 from edge_sdk.rounds.deadline import Deadline
 from edge_sdk.rounds.error_feedback import ErrorFeedback, read_ranks
-from edge_sdk.rounds.journal import Journal, KeptUpdate, journal_folder, work_id
+from edge_sdk.rounds.journal import Journal, KeptUpdate, work_id
+from edge_sdk.rounds.membership import Membership
 from edge_sdk.sketch import Indices
-from edge_sdk.wire.messages import Assignment, EvaluationReport, UpdateReport, encode_message
+from edge_sdk.wire.messages import (
+    Assignment,
+    CheckInReply,
+    EvaluationReport,
+    UpdateReport,
+    encode_message,
+)
 from edge_sdk.wire.payload import (
     Arrays,
     adapter_shapes,
@@ -65,13 +61,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("edge_sdk")
 
-FIRST_OUTAGE_WAIT_S = 1.0
-LONGEST_OUTAGE_WAIT_S = 30.0
-
 _NOT_COUNTED = (RoundClosed, UpdateConflict, NotAssigned, NotFound)
 _USELESS = (MalformedPayload, NotFinite, TooLarge)
-
-_Answer = TypeVar("_Answer")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,7 +126,8 @@ class RoundLoop:
         held_out_share: Of the examples, about how many the gate holds out; with 0 it tries nothing.
         outage_patience_s: How long to wait for an unreachable server before giving up.
         on_phase: Called with what begins, ``waiting``, ``fetching``, ``training`` (also after each
-            step) or ``sending``, and the facts of :class:`edge_sdk.agent.status.Status` it changes.
+            step), ``sending`` or ``retrying`` (with the ``trouble``), and the facts of
+            :class:`edge_sdk.agent.status.Status` it changes.
     """
 
     def __init__(
@@ -156,21 +148,22 @@ class RoundLoop:
         on_phase: Callable[..., None] | None = None,
     ) -> None:
         self._data = Path(data) if data is not None else None
-        self._server = server
-        self._task_name = task
-        self._model = model
-        self._enrolment_token = enrolment_token
-        self._name = name or socket.gethostname()
-        self._state = Path(state_folder) if state_folder else default_state_folder()
         self._allowance = allowance or Allowance()
+        self.membership = Membership(
+            server=server,
+            task=task,
+            model=model,
+            enrolment_token=enrolment_token,
+            name=name,
+            state_folder=state_folder,
+            allowance=self._allowance,
+            outage_patience_s=outage_patience_s,
+            on_outage=self._await_server,
+        )
         self._is_adopting = gate or personal
         self._is_personal = personal
         self._held_out_share = held_out_share if self._is_adopting else 0.0
-        self._outage_patience_s = outage_patience_s
         self._on_phase = on_phase
-        self._transport: Transport | None = None
-        self._task: TaskSpec | None = None
-        self._journal: Journal | None = None
         self._given_up_on = 0
         self._ranks: list[Indices] = []
 
@@ -181,7 +174,7 @@ class RoundLoop:
             NotFeasible: Nothing fits the budget.
             WrongBaseModel: The local base model is not the one the task pins.
         """
-        task = self._fetch_task()
+        task = self.membership.task
         length = task.training.max_length
         work = self._workload(task, length, learned=length, examples=task.training.batch_size)
         return self._planner(task).plan(work, task.policy.deadline_s)
@@ -200,18 +193,18 @@ class RoundLoop:
         """
         if self._data is None:
             raise ConfigError("taking part needs training data: name a JSONL file")
-        task = self._fetch_task()
-        journal = self._opened_journal(task)
+        task = self.membership.task
+        journal = self.membership.journal
         ready = journal.update()
         if ready is not None:
             log.info("round %d: sending the update that was ready", ready[0].round_number)
-            yield self._send(task, *ready, self._moved_bytes())
+            yield self._send(task, *ready, self.membership.moved_bytes)
         part = self._take_part(task, self._data)
         adoption = self._adoption(part)
-        transport, seen = self._connected(), -1
+        seen = -1
         while True:
-            before = self._moved_bytes()
-            reply = self._patiently(lambda: transport.check_in(task.name, part.check_in()))
+            before = self.membership.moved_bytes
+            reply = self._check_in(part)
             if reply.assignment is None:
                 journal.drop()
                 if reply.state == "finished" or reply.round_number != seen:
@@ -228,11 +221,6 @@ class RoundLoop:
                 seen = reply.round_number
                 self._look(adoption)
 
-    def save_soon(self) -> None:
-        """Have what is done kept on disk after the step that is under way; from any thread."""
-        if self._journal is not None:
-            self._journal.ask()
-
     def _adoption(self, part: Participation) -> Adoption | None:
         """Return what becomes of new versions, if this device uses them."""
         if not self._is_adopting:
@@ -240,16 +228,15 @@ class RoundLoop:
         from edge_sdk.adoption.adoption import Adoption
 
         def tell(report: EvaluationReport) -> None:
-            self._connected().report_evaluation(part.task.name, report)
+            self.membership.transport.report_evaluation(part.task.name, report)
 
-        return Adoption(part, self._source(), self._kept(part.task), tell, self._is_personal)
+        return Adoption(part, self.membership.source, self.membership.kept, tell, self._is_personal)
 
     def _look(self, adoption: Adoption | None) -> None:
         if adoption is not None:
             adoption.look()
-
-    def _kept(self, task: TaskSpec) -> KeptAdapters:
-        return KeptAdapters(self._state, self._connected().server, task)
+            current = self.membership.kept.record.current
+            self._begin("waiting", version=current.version if current is not None else 0)
 
     def _take_part(self, task: TaskSpec, data: Path) -> Participation:
         """Read the examples, plan for them as they are, and load the base."""
@@ -257,7 +244,7 @@ class RoundLoop:
         from edge_sdk.rounds.participation import Participation
 
         planner = self._planner(task)
-        folder, share = self._base_folder(task), self._held_out_share
+        folder, share = self.membership.base_folder, self._held_out_share
         trainer = LocalTrainer(task, folder, data, planner.threads, share)
         if share and not trainer.held_out:
             log.warning("too few examples to hold some out: new versions are used untried")
@@ -277,7 +264,7 @@ class RoundLoop:
         self, part: Participation, work: Assignment
     ) -> tuple[Assignment, LocalResult] | None:
         """Train an assignment; None if the round ends without this device."""
-        journal = self._opened_journal(part.task)
+        journal = self.membership.journal
         try:
             return self._train(part, work)
         except _GivenUp as error:  # what is done counts after all if the server prolongs the round
@@ -309,7 +296,7 @@ class RoundLoop:
 
     def _carry_out(self, part: Participation, work: Assignment) -> LocalResult:
         """Train an assignment from where it was last kept, and keep it on the way."""
-        deadline, journal = Deadline(work.deadline_s), self._opened_journal(part.task)
+        deadline, journal = Deadline(work.deadline_s), self.membership.journal
         part.trainer.prepare(part.plan)
         targets = ",".join(part.plan.execution.trained_targets)
         facts = digest(encode_message(part.task)), part.trainer.data_digest(), targets
@@ -339,20 +326,19 @@ class RoundLoop:
 
     def _smaller_work(self, part: Participation, work: Assignment) -> Assignment:
         """Ask for a smaller sketch of the same round."""
-        transport = self._connected()
-        reply = self._patiently(lambda: transport.check_in(part.task.name, part.check_in()))
+        reply = self._check_in(part)
         if reply.assignment is None or reply.round_number != work.round_number:
             raise RoundClosed(f"round {work.round_number} is over: check in for the next one")
         return reply.assignment
 
     def _planner(self, task: TaskSpec) -> LocalPlanner:
-        key = config_digest(self._base_folder(task))
-        return LocalPlanner(self._allowance, self._state, key)
+        key = config_digest(self.membership.base_folder)
+        return LocalPlanner(self._allowance, self.membership.state, key)
 
     def _workload(self, task: TaskSpec, length: int, learned: int, examples: int) -> Workload:
         base = task.base
         return Workload(
-            shape=read_model_shape(self._base_folder(task), base.task_type, len(base.labels)),
+            shape=read_model_shape(self.membership.base_folder, base.task_type, len(base.labels)),
             layers=tuple(task.adapter.layers),
             r=task.adapter.r,
             sketch_sizes=tuple(task.policy.sketch_sizes),
@@ -365,45 +351,16 @@ class RoundLoop:
             update_encoding=task.training.update_encoding,
         )
 
-    def pull(self, folder: str | Path) -> int:
-        """Write the adapter this device uses as a PEFT folder; return its version.
-
-        That is the one the gate left in use, the personal one where there is one. A device that
-        keeps none gets the one the operator gives to it; nothing is written before its signature,
-        its origin and every byte were checked.
-
-        Raises:
-            AdapterError: The gate found every version worse than the base model alone.
-            UntrustedAdapter: It is not from this device's server, of another base model, or older
-                than one this device was given before.
-        """
-        task = self._fetch_task()
-        base, kept = str(self._base_folder(task)), self._kept(task)
-        if kept.is_there:
-            return self._write_in_use(Path(folder), task, kept, base)
-        found = self._patiently(lambda: self._source().fetch(task))
-        write_peft_folder(Path(folder), task, found.arrays, base, found.signed)
-        return found.manifest.version
-
-    def _write_in_use(self, folder: Path, task: TaskSpec, kept: KeptAdapters, base: str) -> int:
-        found = kept.in_use()
-        if found is None:
-            raise AdapterError(
-                f"no version of {task.name!r} did as well as the base model alone on this "
-                "device's held-out examples: use the base model, or take part in more rounds"
-            )
-        write_peft_folder(folder, task, found[1], base, found[0].signed)
-        return found[0].version
-
-    def _source(self) -> AdapterSource:
-        identity = join(self._state, self._server, self._enrolment_token, self._name)
-        return AdapterSource(self._connected(), self._state, identity.server, identity.device_id)
+    def _check_in(self, part: Participation) -> CheckInReply:
+        transport, message = self.membership.transport, part.check_in()
+        return self.membership.patiently(lambda: transport.check_in(part.task.name, message))
 
     def _slices(self, task: TaskSpec, work: Assignment, journal: Journal) -> Arrays:
         """Return what an assignment starts from: kept, or fetched and kept."""
-        transport, body = self._connected(), journal.slice_body()
+        transport, body = self.membership.transport, journal.slice_body()
         if body is None:
-            body = self._patiently(lambda: transport.slice_body(task, work.round_number, work.k))
+            place = task, work.round_number, work.k
+            body = self.membership.patiently(lambda: transport.slice_body(*place))
             journal.keep_slice(work, body)
         shapes = adapter_shapes(task.adapter, work.k)
         slices, message = decode(body, shapes, task.adapter.wire_dtype)
@@ -417,7 +374,7 @@ class RoundLoop:
         return self._feedback(task).encode(update, self._ranks, work.seed, report)
 
     def _feedback(self, task: TaskSpec) -> ErrorFeedback:
-        return ErrorFeedback(self._state, self._connected().server, task)
+        return ErrorFeedback(self.membership.state, self.membership.transport.server, task)
 
     def _submit(
         self,
@@ -444,18 +401,19 @@ class RoundLoop:
             planned_bytes=part.plan.cost.peak_bytes,
             peak_rss_bytes=peak_bytes,
         )
-        self._opened_journal(part.task).keep_update(facts, update)
+        self.membership.journal.keep_update(facts, update)
         return self._send(part.task, facts, update, before)
 
     def _send(
         self, task: TaskSpec, facts: KeptUpdate, update: bytes, before: tuple[int, int]
     ) -> RoundResult:
         """Send an update until the server has it; one it has already is counted once."""
-        transport, journal = self._connected(), self._opened_journal(task)
+        transport, journal = self.membership.transport, self.membership.journal
         self._begin("sending", round_number=facts.round_number, k=facts.k)
         counted = True
         try:
-            self._patiently(lambda: transport.submit(task.name, facts.round_number, update))
+            place = task.name, facts.round_number
+            self.membership.patiently(lambda: transport.submit(*place, update))
         except _NOT_COUNTED as error:
             log.warning("the update of round %d is not counted: %s", facts.round_number, error)
             counted = False
@@ -465,8 +423,8 @@ class RoundLoop:
         if counted and task.training.error_feedback:
             self._feedback(task).confirm(digest(update))
         journal.clear()
-        save_link(self._state, transport.meter.link())
-        moved = self._moved_bytes()
+        save_link(self.membership.state, transport.meter.link())
+        moved = self.membership.moved_bytes
         return RoundResult(
             round_number=facts.round_number,
             k=facts.k,
@@ -481,83 +439,11 @@ class RoundLoop:
             counted=counted,
         )
 
+    def _await_server(self, trouble: str) -> None:
+        if self._on_phase is not None:
+            self._on_phase("retrying", trouble=trouble)
+
     def _begin(self, phase: str, **facts: float) -> None:
         if self._on_phase is not None:
-            up, down = self._moved_bytes()
+            up, down = self.membership.moved_bytes
             self._on_phase(phase, uploaded_bytes=up, downloaded_bytes=down, **facts)
-
-    def _moved_bytes(self) -> tuple[int, int]:
-        """Return the bytes sent and received so far."""
-        transport = self._connected()
-        return transport.uploaded_bytes, transport.downloaded_bytes
-
-    def _opened_journal(self, task: TaskSpec) -> Journal:
-        if self._journal is None:
-            identity = join(self._state, self._server, self._enrolment_token, self._name)
-            place = (identity.server, identity.device_id, task.name)
-            self._journal = Journal(journal_folder(self._state, *place))
-        return self._journal
-
-    def _connected(self) -> Transport:
-        if self._transport is None:
-            identity = join(self._state, self._server, self._enrolment_token, self._name)
-            self._transport = Transport(
-                identity.server,
-                identity,
-                max_upload_bytes_per_s=self._allowance.max_upload_bytes_per_s,
-                max_download_bytes_per_s=self._allowance.max_download_bytes_per_s,
-            )
-        return self._transport
-
-    def _fetch_task(self) -> TaskSpec:
-        if self._task is None:
-            transport = self._connected()
-            name = self._task_name or _only(self._patiently(transport.tasks))
-            self._task = self._patiently(lambda: transport.task(name))
-        return self._task
-
-    def base_folder(self) -> Path:
-        """Return the folder of the base model on this device.
-
-        Raises:
-            WrongBaseModel: It is not the one the task pins.
-        """
-        return self._base_folder(self._fetch_task())
-
-    def _base_folder(self, task: TaskSpec) -> Path:
-        folder = find_model(self._model or task.base.model, task.base.revision)
-        found = weights_digest(folder)
-        if found != task.base.digest:
-            raise WrongBaseModel(
-                f"the weights in {folder} have digest {found[:12]}…, task {task.name} wants "
-                f"{task.base.model} with {task.base.digest[:12]}…: get that model, or name its "
-                "folder"
-            )
-        return folder
-
-    def _patiently(self, exchange: Callable[[], _Answer]) -> _Answer:
-        """Repeat an exchange until the server answers or patience runs out.
-
-        This is for outages the transport does not bridge: those of more than a few seconds.
-        """
-        waited, pause = 0.0, FIRST_OUTAGE_WAIT_S
-        while True:
-            try:
-                return exchange()
-            except (ServerUnreachable, ServerBusy) as error:
-                wanted = error.retry_after_s if isinstance(error, ServerBusy) else 0.0
-                if max(waited, wanted) >= self._outage_patience_s:
-                    raise
-                rest = wanted + random.uniform(0.0, pause)  # noqa: S311 - jitter
-                log.warning("%s; trying again in %.1f s", error, rest)
-                time.sleep(rest)
-                waited += rest
-                pause = min(2 * pause, LONGEST_OUTAGE_WAIT_S)
-
-
-def _only(names: list[str]) -> str:
-    if len(names) != 1:
-        raise ConfigError(
-            f"the server has {len(names)} tasks ({', '.join(names) or 'none'}): name one of them"
-        )
-    return names[0]

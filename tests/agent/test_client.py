@@ -36,6 +36,7 @@ def test_a_task_is_finished_in_the_background_and_every_round_is_told(
     assert status.rounds_counted == 1
     assert status.uploaded_bytes > 1000
     assert status.downloaded_bytes > 1000
+    assert 1000 < status.update_bytes <= status.uploaded_bytes
     assert [x.facts["counted"] for x in events if x.kind == "round"] == [True]
     states = [x.status.state for x in events if x.kind == "state"]
     assert states[0] == "starting"

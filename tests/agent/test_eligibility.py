@@ -71,7 +71,10 @@ def test_what_a_device_cannot_tell_stops_nothing():
         def read(self) -> Sensed:
             return Sensed(local_time=time_of_day(12))
 
-    assert stopping(Eligibility(STRICT, Numb())) == []
+    verdicts = Eligibility(STRICT, Numb()).check()
+    assert all(verdict.may_train for verdict in verdicts)
+    assert {verdict.rule for verdict in verdicts} == {rule for rule, *_ in RULES}
+    assert sum("not known" in verdict.reason for verdict in verdicts) == 6
 
 
 def test_a_policy_without_rules_lets_everything_pass():

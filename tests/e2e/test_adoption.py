@@ -147,9 +147,9 @@ def make_phone(world, data, tmp_path):
             allowance=Allowance(quantization="fp32", threads=1),
             **options,
         )
-        task = loop._fetch_task()
+        task = loop.membership.task
         part = loop._take_part(task, data)
-        return Phone(loop, part, loop._adoption(part), loop._kept(task))
+        return Phone(loop, part, loop._adoption(part), loop.membership.kept)
 
     return make
 
@@ -183,7 +183,7 @@ def test_a_better_version_is_used_and_a_sabotaged_one_is_not(world, phone, tmp_p
     assert found[1].loss_after < found[1].loss_before < found[2].loss_after
     assert found[1].examples == len(phone.part.trainer.held_out)
 
-    assert phone.loop.pull(tmp_path / "out") == 1
+    assert phone.loop.membership.pull(tmp_path / "out") == 1
     check_same(read_peft_tensors(tmp_path / "out"), good)
 
 
@@ -193,8 +193,10 @@ def test_a_sabotaged_first_version_leaves_the_base_alone(world, phone, tmp_path)
     assert phone.version is None
     assert phone.kept.in_use() is None
     with pytest.raises(AdapterError, match="base model alone"):
-        phone.loop.pull(tmp_path / "out")
+        phone.loop.membership.pull(tmp_path / "out")
     assert not (tmp_path / "out").exists()
+    assert phone.loop.membership.pull_or_base(tmp_path / "out") == 0
+    assert not any(array.any() for array in read_peft_tensors(tmp_path / "out").values())
 
 
 def test_an_equal_version_is_used(world, phone):
@@ -208,7 +210,7 @@ def test_an_equal_version_is_used(world, phone):
 
 def test_a_version_is_fetched_judged_and_told_of_once(world, phone):
     world.publish(phone.good_update())
-    transport = phone.loop._connected()
+    transport = phone.loop.membership.transport
     phone.adoption.look()
     sent, received = transport.uploaded_bytes, transport.downloaded_bytes
     phone.adoption.look()

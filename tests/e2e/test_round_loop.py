@@ -147,7 +147,7 @@ def test_classifier_learns_through_the_same_path_and_its_head_is_counted_apart(
     first, second = client.rounds()
     assert second.loss < first.loss
     assert first.dense_bytes == 4 * (2 * 32 + 2)
-    client.pull(tmp_path / "adapter")
+    client.membership.pull(tmp_path / "adapter")
     words = ["infer", "what is blue", "--adapter", str(tmp_path / "adapter"), "--json"]
     assert main([*words, "--quantization", "fp32"]) == 0
     scores = json.loads(capsys.readouterr().out)

@@ -16,7 +16,7 @@ import pytest
 
 from edge_sdk.errors import ServerUnreachable
 from edge_sdk.network.transport import Transport
-from edge_sdk.rounds import round_loop
+from edge_sdk.rounds import membership
 from edge_sdk.rounds.round_loop import RoundLoop
 from edge_sdk.wire.messages import CheckIn
 from edge_sdk.wire.payload import digest
@@ -66,8 +66,8 @@ pytestmark = pytest.mark.processes
 
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(round_loop, "FIRST_OUTAGE_WAIT_S", 0.02)
-    monkeypatch.setattr(round_loop, "LONGEST_OUTAGE_WAIT_S", 0.1)
+    monkeypatch.setattr(membership, "FIRST_OUTAGE_WAIT_S", 0.02)
+    monkeypatch.setattr(membership, "LONGEST_OUTAGE_WAIT_S", 0.1)
     monkeypatch.setattr("edge_sdk.network.short_retries._FIRST_BACKOFF_S", 0.01)
 
 
@@ -103,7 +103,7 @@ def test_every_round_over_a_bad_network_ends_with_one_update(learner, hasty):
         done = next(rounds)
         assert (done.round_number, done.counted) == (number, True), name
         assert not [fault for fault in proxy.faults if fault.path and fault.times], name
-        status = loop._connected().round_status("t", number)
+        status = loop.membership.transport.round_status("t", number)
         assert status.accepted == 1, name
     proxy.faults.clear()
     assert next(rounds, None) is None, "the task is finished"
