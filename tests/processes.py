@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import signal
@@ -12,9 +14,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+from unittest import mock
 
 import requests
 
+from server.cli import main
 from server.failpoints import VARIABLE
 
 _UNHURRIED = {
@@ -87,8 +91,11 @@ class ServerProcess:
         self._end(signal.SIGKILL)
 
     def command(self, *words: str) -> dict[str, Any]:
-        """Run one ``edge-server`` command on the same state and return its JSON."""
-        return run_json("server", *words, "--state", str(self.state), environment=self.environment)
+        """Run one ``edge-server`` command on the same state, in this process; return its JSON."""
+        said = io.StringIO()
+        with mock.patch.dict(os.environ, self.environment), contextlib.redirect_stdout(said):
+            assert main([*words, "--state", str(self.state), "--json"]) == 0, words
+        return json.loads(said.getvalue())
 
     def _flags(self) -> list[str]:
         return ["--state", str(self.state), "--port", str(self.port)]

@@ -104,14 +104,17 @@ def main() -> int:
 
 
 def _work(settings: dict[str, Any], events: Events) -> None:
+    from edge_sdk.inference.ahead import convert_ahead
     from edge_sdk.rounds.round_loop import RoundLoop
 
     pull_to = settings.pop("pull_to", None)
     allowance = Allowance(**settings.pop("allowance", {}))
     loop = RoundLoop(**settings, allowance=allowance, on_phase=events.tell)
     if pull_to is not None:
-        version = loop.membership.pull_or_base(Path(pull_to))
-        events.tell("pulled", version=version, base=str(loop.membership.base_folder))
+        membership, folder = loop.membership, Path(pull_to)
+        version, base = membership.pull_or_base(folder), membership.base_folder
+        convert_ahead(folder, base)
+        events.tell("pulled", version=version, base=str(base))
         return
     for done in loop.rounds():
         events.tell("round", **asdict(done))

@@ -9,7 +9,7 @@ from pathlib import Path
 import onnxruntime
 
 from edge_sdk.errors import AdapterError
-from edge_sdk.inference.runtime import RUNTIME_ERRORS
+from edge_sdk.inference.mapped_adapter import map_adapter
 
 Slots = Mapping[str, Sequence[int | str]]
 """Shape of everything an adapter may give, by name; text stands for any size."""
@@ -45,7 +45,7 @@ class Adapter:
 
 
 def open_adapter(path: Path, slots: Slots) -> Adapter:
-    """Load an adapter file and check that it fits a base.
+    """Map an adapter file and check that it fits a base.
 
     Args:
         path: As :func:`edge_sdk.inference.adapter_file.write_adapter` writes it.
@@ -54,16 +54,14 @@ def open_adapter(path: Path, slots: Slots) -> Adapter:
     Raises:
         AdapterError: The file is damaged or for another base; says the first thing that differs.
     """
-    try:
-        values = onnxruntime.AdapterFormat.read_adapter(str(path)).get_parameters()
-    except (OSError, *RUNTIME_ERRORS) as error:
-        raise AdapterError(f"{path} cannot be read as an adapter: {error}") from error
-    for name, value in values.items():
-        if not _fits(value.shape(), slots.get(name)):
+    values: dict[str, onnxruntime.OrtValue] = {}
+    for name, array in map_adapter(path):
+        if not _fits(array.shape, slots.get(name)):
             raise AdapterError(
-                f"the adapter in {path} has {name} of shape {value.shape()}, which this base "
+                f"the adapter in {path} has {name} of shape {list(array.shape)}, which this base "
                 "model does not take: use the base model it was converted for"
             )
+        values[name] = onnxruntime.OrtValue.ortvalue_from_numpy(array)  # of the same memory
     return Adapter(path, values)
 
 

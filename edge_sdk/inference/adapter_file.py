@@ -20,7 +20,7 @@ from edge_sdk.model_shape import ModelShape
 from edge_sdk.peft_folder import CONFIG_FILE, TENSOR_FILE, read_peft_config, read_peft_tensors
 from edge_sdk.sketch import lora_scaling
 from edge_sdk.wire.payload import Arrays
-from edge_sdk.wire.task import LayerSpec
+from edge_sdk.wire.task import LayerSpec, TaskType
 
 SUFFIX = ".onnx_adapter"
 
@@ -58,6 +58,15 @@ def write_adapter(path: Path, arrays: Arrays, lora_scale: float, shape: ModelSha
         raise StorageError(f"the adapter cannot be written to {path}: {error}") from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+def task_type_of(folder: Path) -> TaskType:
+    """Return what the model with a PEFT folder's adapter is used for.
+
+    Raises:
+        AdapterError: The folder cannot be read.
+    """
+    return "SEQ_CLS" if read_peft_config(folder).get("task_type") == "SEQ_CLS" else "CAUSAL_LM"
 
 
 def convert_peft_folder(folder: Path, shape: ModelShape, cache: Path | None = None) -> Path:

@@ -11,7 +11,7 @@ import numpy as np
 from edge_sdk.errors import AdapterError, ConfigError, DataError
 from edge_sdk.heap import release_freed_memory
 from edge_sdk.inference.adapter import Adapter, open_adapter
-from edge_sdk.inference.adapter_file import SUFFIX, convert_peft_folder
+from edge_sdk.inference.adapter_file import SUFFIX, convert_peft_folder, task_type_of
 from edge_sdk.inference.choices import score_choices, split_choices
 from edge_sdk.inference.decoder import RESULT, TOKENS, context_of
 from edge_sdk.inference.encoder import text_limit
@@ -22,7 +22,7 @@ from edge_sdk.inference.sampling import Sampler, Sampling, log_softmax
 from edge_sdk.inference.text import Pieces, TextTokenizer
 from edge_sdk.model_folder import class_names, read_config
 from edge_sdk.model_shape import read_shape
-from edge_sdk.peft_folder import read_labels, read_peft_config
+from edge_sdk.peft_folder import read_labels
 from edge_sdk.tokenization import prompt_ids
 from edge_sdk.wire.task import TaskType
 
@@ -220,8 +220,7 @@ def open_session(
     if task_type is None:
         task_type = "CAUSAL_LM"
         if adapter is not None and adapter.suffix != SUFFIX:
-            named = read_peft_config(adapter).get("task_type")
-            task_type = "SEQ_CLS" if named == "SEQ_CLS" else "CAUSAL_LM"
+            task_type = task_type_of(adapter)
     export = export_once(folder, weight_format, task_type, cache)
     session = Session(folder, Runtime(export, threads))
     session.swap(adapter, labels)

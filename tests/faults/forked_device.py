@@ -98,7 +98,7 @@ def _serve() -> None:
     import edge_sdk.data
     import edge_sdk.rounds.participation
     import edge_sdk.rounds.round_loop  # noqa: F401
-    from edge_sdk.agent import journal
+    from edge_sdk.rounds import journal
 
     torch.set_num_threads(1)
     journal.PROGRESS_EVERY_S, journal.PROGRESS_SHARE = 0.0, math.inf

@@ -196,15 +196,8 @@ def has_begun(transport: Transport) -> bool:
 
 
 def start_host(twins: Twins) -> subprocess.Popen[str]:
-    program = "tests.faults.embedding_host"
     return subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            program,
-            str(twins.folder / "data.jsonl"),
-            str(twins.folder / "device"),
-        ],
+        [sys.executable, "-m", "tests.faults.embedding_host", str(twins.folder)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,

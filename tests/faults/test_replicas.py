@@ -10,7 +10,7 @@ import pytest
 from tests.faults.fleet import make_fleet
 from tests.server.tasks import tiny_spec
 
-DEVICES = int(os.environ.get("EDGE_TEST_DEVICES", "200"))
+DEVICES = int(os.environ.get("EDGE_TEST_DEVICES", "100"))
 UP_S = 2.0
 
 pytestmark = pytest.mark.processes

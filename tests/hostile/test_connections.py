@@ -22,7 +22,10 @@ pytestmark = pytest.mark.processes
 
 CHECK_IN = "/v1/tasks/tiny/check-in"
 UPDATE = "/v1/tasks/tiny/rounds/1/update"
-PARTS = {"task": "tiny", "number": "1", "version": "0", "device_id": "x"}
+PARTS = {"task": "tiny", "number": "1", "version": "0", "device_id": "x"} | {
+    "digest": "ab" * 32,
+    "index": "0",
+}
 JSON = "Content-Type: application/json"
 MIB = 1 << 20
 MOST_GROWTH_BYTES = 24 * MIB

@@ -11,6 +11,7 @@ from edge_sdk.cli import main
 from edge_sdk.enrolment import change_key, join
 from edge_sdk.errors import BadProof, ConfigError, NotAuthorized, ServerUnreachable
 from edge_sdk.identity import load_identity, load_joining, save_identity
+from edge_sdk.network.http_link import HttpLink
 from edge_sdk.network.transport import Transport
 from server.auth import make_enrolment_token
 from server.settings import Settings
@@ -61,9 +62,9 @@ def test_a_device_joins_once_and_keeps_its_identity(server, token, tmp_path):
 
 def test_the_private_key_never_leaves_the_device(server, token, tmp_path, monkeypatch):
     sent = []
-    send = Transport._receive_once
+    send = HttpLink.exchange
     monkeypatch.setattr(
-        Transport, "_receive_once", lambda self, *what: (sent.append(what), send(self, *what))[1]
+        HttpLink, "exchange", lambda self, *what: (sent.append(what), send(self, *what))[1]
     )
     identity = join(tmp_path, server, token, "private")
     Transport(server, identity).tasks()

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edge_sdk import kept_adapters
+from edge_sdk.adoption import kept_adapters
 from edge_sdk.adoption.kept_adapters import KeptAdapters
 from edge_sdk.errors import AdapterError, StorageError
 from edge_sdk.wire.manifest import Signed

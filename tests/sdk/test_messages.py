@@ -11,30 +11,30 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_sdk.errors import ConfigError, MalformedMessage, ProtocolMismatch, SketchError
-from edge_sdk.wire import messages as wire
+from edge_sdk.wire import credentials, messages, protocol, task
 from edge_sdk.wire.messages import decode_message, encode_message
 from edge_sdk.wire.protocol import check_protocol
 
 GOLDEN = Path(__file__).parent / "golden"
 
-LAYER = wire.LayerSpec(name="model.layers.0.self_attn.q_proj", d_in=32, d_out=16)
-BASE = wire.BaseModel(
+LAYER = task.LayerSpec(name="model.layers.0.self_attn.q_proj", d_in=32, d_out=16)
+BASE = task.BaseModel(
     model="owner/name",
     digest="ab" * 32,
     revision="main",
     task_type="SEQ_CLS",
     labels=["no", "yes"],
 )
-ADAPTER = wire.AdapterSpec(
+ADAPTER = task.AdapterSpec(
     r=8,
     lora_alpha=16.0,
     target_modules=["q_proj"],
     layers=[LAYER],
     use_rslora=True,
-    dense=[wire.DenseSpec(name="score.weight", shape=[2, 32])],
+    dense=[task.DenseSpec(name="score.weight", shape=[2, 32])],
     wire_dtype="bf16",
 )
-TRAINING = wire.TrainingSpec(
+TRAINING = task.TrainingSpec(
     local_steps=5,
     local_lr=0.001,
     optimizer="sgd",
@@ -44,7 +44,7 @@ TRAINING = wire.TrainingSpec(
     update_encoding="int8",
     error_feedback=True,
 )
-POLICY = wire.RoundPolicy(
+POLICY = task.RoundPolicy(
     rounds=8,
     cohort_size=4,
     quorum=3,
@@ -55,14 +55,14 @@ POLICY = wire.RoundPolicy(
     stragglers="fold",
     max_staleness=2,
 )
-AGGREGATION = wire.AggregationSpec(
+AGGREGATION = task.AggregationSpec(
     weighting="examples",
     server_optimizer="adam",
     server_lr=0.5,
     max_norm=2.0,
     max_norm_ratio=5.0,
 )
-ASSIGNMENT = wire.Assignment(
+ASSIGNMENT = messages.Assignment(
     task="question-types",
     round_number=3,
     adapter_version=2,
@@ -71,9 +71,9 @@ ASSIGNMENT = wire.Assignment(
     training=TRAINING,
     deadline_s=59.5,
 )
-REPLY = wire.CheckInReply(state="assigned", round_number=3, assignment=ASSIGNMENT)
+REPLY = messages.CheckInReply(state="assigned", round_number=3, assignment=ASSIGNMENT)
 MESSAGES = [
-    wire.TaskSpec(
+    task.TaskSpec(
         name="question-types",
         base=BASE,
         adapter=ADAPTER,
@@ -81,43 +81,43 @@ MESSAGES = [
         policy=POLICY,
         aggregation=AGGREGATION,
     ),
-    wire.EnrolRequest(
+    credentials.EnrolRequest(
         enrolment_token="secret", name="Ada's board", public_key="ef" * 32, proof="12" * 64
     ),
-    wire.Enrolment(device_id="d-1", signing_key="ab" * 32),
-    wire.CheckIn(base_digest="ab" * 32, affordable_k=8, examples=120),
+    credentials.Enrolment(device_id="d-1", signing_key="ab" * 32),
+    messages.CheckIn(base_digest="ab" * 32, affordable_k=8, examples=120),
     REPLY,
-    wire.UpdateReport(examples=120, loss=0.75, seconds=12.5, peak_rss_bytes=1_000_000_000),
-    wire.UpdateNotice(size_bytes=1_226_208, digest="cd" * 32),
-    wire.HeldParts(parts=[0, 1, 4]),
-    wire.UploadPlace(
+    messages.UpdateReport(examples=120, loss=0.75, seconds=12.5, peak_rss_bytes=1_000_000_000),
+    messages.UpdateNotice(size_bytes=1_226_208, digest="cd" * 32),
+    messages.HeldParts(parts=[0, 1, 4]),
+    messages.UploadPlace(
         url="https://s3.example/b/staged/d-1/t/3?X-Amz-Signature=0", expires_in_s=300.0
     ),
-    wire.Receipt(task="question-types", round_number=3, digest="cd" * 32),
-    wire.RoundStatus(
+    messages.Receipt(task="question-types", round_number=3, digest="cd" * 32),
+    messages.RoundStatus(
         round_number=3, state="closed", assigned=4, accepted=3, deadline_s=0.0, adapter_version=3
     ),
-    wire.AdapterInfo(
+    messages.AdapterInfo(
         version=3, round_number=3, digest="cd" * 32, size_bytes=4096, created_at=1700000000.5
     ),
-    wire.Problem(
+    messages.Problem(
         title="Round closed",
         status=409,
         code="round_closed",
         detail="round 3 is closed",
         request_id="0123456789abcdef",
     ),
-    wire.Challenge(nonce="edge.1.ab.1700000060.cd", expires_in_s=60.0),
-    wire.AccessRequest(nonce="edge.1.ab.1700000060.cd", signature="34" * 64),
-    wire.SliceRanks(ranks=[[0, 5], [2, 7]]),
-    wire.AccessToken(access_token="edge.1.d-1.1700003600.cd", expires_in_s=3600.0),
-    wire.KeyChange(
+    credentials.Challenge(nonce="edge.1.ab.1700000060.cd", expires_in_s=60.0),
+    credentials.AccessRequest(nonce="edge.1.ab.1700000060.cd", signature="34" * 64),
+    messages.SliceRanks(ranks=[[0, 5], [2, 7]]),
+    credentials.AccessToken(access_token="edge.1.d-1.1700003600.cd", expires_in_s=3600.0),
+    credentials.KeyChange(
         nonce="edge.1.ab.1700000060.cd",
         public_key="ef" * 32,
         signature="12" * 64,
         new_signature="34" * 64,
     ),
-    wire.EvaluationReport(
+    messages.EvaluationReport(
         version=3, examples=24, loss_before=1.5, loss_after=1.25, accepted=True, accuracy=0.75
     ),
 ]
@@ -157,8 +157,9 @@ def test_every_message_of_the_protocol_has_a_golden_text():
     """Parts of other messages are covered by those."""
     kinds = {
         kind
-        for kind in vars(wire).values()
-        if dataclasses.is_dataclass(kind) and kind.__module__ == wire.__name__
+        for module in (credentials, messages, task)
+        for kind in vars(module).values()
+        if dataclasses.is_dataclass(kind) and kind.__module__ == module.__name__
     }
     parts = {
         type(x)
@@ -221,13 +222,13 @@ def test_a_field_of_the_wrong_type_is_refused_by_name(message, wrong):
 )
 def test_a_body_that_is_no_message_is_refused(body):
     with pytest.raises(MalformedMessage, match="not a valid Receipt"):
-        decode_message(wire.Receipt, body)
+        decode_message(messages.Receipt, body)
 
 
 @given(st.binary(max_size=60))
 def test_no_bytes_do_worse_than_a_malformed_message(body):
     with pytest.raises(MalformedMessage):
-        decode_message(wire.TaskSpec, body)
+        decode_message(task.TaskSpec, body)
 
 
 NAN = float("nan")
@@ -294,7 +295,7 @@ BAD_VALUES = [
     (MESSAGES[-1], {"version": -1}, "version=-1"),
     (MESSAGES[-1], {"version": 2**31}, "version=2147483648"),
     (MESSAGES[-1], {"examples": 0}, "examples=0"),
-    (MESSAGES[-1], {"examples": wire.MAX_EVALUATED + 1}, "examples=10001"),
+    (MESSAGES[-1], {"examples": messages.MAX_EVALUATED + 1}, "examples=10001"),
     (MESSAGES[-1], {"loss_before": NAN}, "loss_before=nan"),
     (MESSAGES[-1], {"loss_after": -0.1}, "loss_after=-0.1"),
     (MESSAGES[-1], {"loss_after": 10001.0}, "loss_after=10001.0"),
@@ -324,15 +325,15 @@ def test_a_task_cannot_give_out_more_ranks_than_it_has():
 
 def test_every_value_of_a_choice_is_checked():
     for kind, message, field in (
-        (wire.TrainingSpec, TRAINING, "optimizer"),
-        (wire.RoundPolicy, POLICY, "sketching"),
-        (wire.RoundPolicy, POLICY, "stragglers"),
-        (wire.AggregationSpec, AGGREGATION, "weighting"),
-        (wire.AggregationSpec, AGGREGATION, "combination"),
-        (wire.AggregationSpec, AGGREGATION, "server_optimizer"),
-        (wire.AdapterSpec, ADAPTER, "wire_dtype"),
-        (wire.TrainingSpec, TRAINING, "update_encoding"),
-        (wire.BaseModel, BASE, "task_type"),
+        (task.TrainingSpec, TRAINING, "optimizer"),
+        (task.RoundPolicy, POLICY, "sketching"),
+        (task.RoundPolicy, POLICY, "stragglers"),
+        (task.AggregationSpec, AGGREGATION, "weighting"),
+        (task.AggregationSpec, AGGREGATION, "combination"),
+        (task.AggregationSpec, AGGREGATION, "server_optimizer"),
+        (task.AdapterSpec, ADAPTER, "wire_dtype"),
+        (task.TrainingSpec, TRAINING, "update_encoding"),
+        (task.BaseModel, BASE, "task_type"),
     ):
         content = {**json.loads(encode_message(message)), field: "other"}
         with pytest.raises(MalformedMessage, match=f"Invalid enum value 'other'.*{field}"):
@@ -340,6 +341,6 @@ def test_every_value_of_a_choice_is_checked():
 
 
 def test_other_protocol_versions_are_refused_with_both_numbers():
-    check_protocol(wire.PROTOCOL)
+    check_protocol(protocol.PROTOCOL)
     with pytest.raises(ProtocolMismatch, match=r"speaks protocol 2, this side 1"):
         check_protocol(2)

@@ -14,7 +14,6 @@ from io import BytesIO
 
 import pytest
 
-from edge_sdk import http_link, transport
 from edge_sdk.errors import (
     ConfigError,
     DigestMismatch,
@@ -28,6 +27,7 @@ from edge_sdk.errors import (
     ServerUnreachable,
     TooLarge,
 )
+from edge_sdk.network import http_link, transport
 from edge_sdk.network.store_upload import put_into_store
 from edge_sdk.network.transport import MAX_JSON_BYTES, Transport
 from edge_sdk.wire.messages import (

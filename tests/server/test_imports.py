@@ -34,14 +34,18 @@ def test_the_server_runs_without_training_code():
         "edge_sdk.sketch",
         "edge_sdk.whole_file",
         "edge_sdk.wire",
+        "edge_sdk.wire.block_codes",
         "edge_sdk.wire.credentials",
         "edge_sdk.wire.manifest",
         "edge_sdk.wire.messages",
+        "edge_sdk.wire.parts",
         "edge_sdk.wire.payload",
         "edge_sdk.wire.proofs",
         "edge_sdk.wire.protocol",
+        "edge_sdk.wire.rank_rows",
         "edge_sdk.wire.task",
         "edge_sdk.wire.typed_json",
+        "edge_sdk.wire.update_body",
     }
 
 
