@@ -12,6 +12,7 @@ import json
 import resource
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 
@@ -29,6 +30,7 @@ import edge_sdk  # noqa: E402, F401
 IMPORT_S = time.perf_counter() - _started
 
 from edge_sdk.agent.policy import Policy  # noqa: E402
+from edge_sdk.agent.status import Status  # noqa: E402
 from edge_sdk.allowance import Allowance  # noqa: E402
 from edge_sdk.client import EdgeClient  # noqa: E402
 
@@ -55,14 +57,15 @@ def main() -> int:
     units = _calibrate()
     alone = _turn("no agent", settings["seconds"] * settings["turns"], units)
     client.start()
-    _wait_for_steps(client, 2)
+    _wait_for(client, lambda status: status.step >= 2)
     turns = [alone]
     for _ in range(settings["turns"]):
         for is_training in (False, True):
             client.resume() if is_training else client.pause()
-            _settle(client, is_training)
-            step = client.status().step
             name = "training" if is_training else "paused"
+            _wait_for_state(client, name)
+            time.sleep(0.5)
+            step = client.status().step
             turn = _turn(name, settings["seconds"], units)
             turns.append({**turn, "steps": client.status().step - step})
     added = _rss_bytes() - BEFORE_BYTES
@@ -110,18 +113,16 @@ def _work(seconds: float) -> list[int]:
     return counts
 
 
-def _wait_for_steps(client: EdgeClient, steps: int) -> None:
+def _wait_for_state(client: EdgeClient, name: str) -> None:
+    _wait_for(client, lambda status: status.state == name)
+
+
+def _wait_for(client: EdgeClient, is_reached: Callable[[Status], bool]) -> None:
     end = time.monotonic() + _WAIT_S
-    while client.status().step < steps:
+    while not is_reached(client.status()):
         if time.monotonic() > end or client.status().state == "failed":
-            raise SystemExit(f"training did not begin: {client.status()}")
-        time.sleep(0.2)
-
-
-def _settle(client: EdgeClient, is_training: bool) -> None:
-    while (client.status().state == "training") != is_training:
+            raise SystemExit(f"training is not where it should be: {client.status()}")
         time.sleep(0.05)
-    time.sleep(0.5)
 
 
 if __name__ == "__main__":

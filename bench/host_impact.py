@@ -32,6 +32,8 @@ MISSED_SHARE = 0.5
 """A second in which less than half of the usual work was done is a missed one."""
 
 _IMPORTS = 7
+STEPS = "3000"
+"""Of the round: more than are taken meanwhile, and few enough to be in reach of its deadline."""
 
 
 def main() -> int:
@@ -59,7 +61,7 @@ def _measure(turns: int, seconds: int) -> dict[str, Any]:
         scratch = Path(folder)
         words = ["task", "create", "host", "--model", str(model), "--rank", "16", "--seed", "1"]
         words += ["--sketch-sizes", "16", "--rounds", "1", "--cohort-size", "1"]
-        server_command(scratch / "server", *words, "--local-steps", "100000", "--deadline", "86400")
+        server_command(scratch / "server", *words, "--local-steps", STEPS, "--deadline", "86400")
         token = server_command(scratch / "server", "token", "create")["enrolment_token"]
         with WatchedServer(scratch / "server", {}) as server:
             settings = {

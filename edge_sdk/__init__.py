@@ -6,10 +6,12 @@ _HOME = {
     "Allowance": "edge_sdk.allowance",
     "EdgeClient": "edge_sdk.client",
     "EdgeError": "edge_sdk.errors",
+    "Event": "edge_sdk.agent.supervisor",
     "Policy": "edge_sdk.agent.policy",
     "RoundLoop": "edge_sdk.rounds.round_loop",
+    "Status": "edge_sdk.agent.status",
 }
-__all__ = ["Allowance", "EdgeClient", "EdgeError", "Policy", "RoundLoop"]
+__all__ = ["Allowance", "EdgeClient", "EdgeError", "Event", "Policy", "RoundLoop", "Status"]
 
 
 def __getattr__(name: str) -> object:

@@ -8,16 +8,19 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from edge_sdk.agent.errand import pull_adapter
 from edge_sdk.agent.policy import Policy
-from edge_sdk.agent.senses import Senses
 from edge_sdk.agent.status import Status
-from edge_sdk.agent.supervisor import Event, Supervisor
 from edge_sdk.allowance import Allowance
 from edge_sdk.errors import ConfigError
 from edge_sdk.identity import default_state_folder
-from edge_sdk.inference.host import InferenceProcess
+
+if TYPE_CHECKING:
+    from edge_sdk.agent.senses import Senses
+    from edge_sdk.agent.supervisor import Event, Supervisor
+    from edge_sdk.inference.host import InferenceProcess
 
 _ADAPTER = "adapter"
 
@@ -111,6 +114,8 @@ class EdgeClient:
         with self._lock:
             if self._supervisor is not None and not self._supervisor.join(0):
                 return
+            from edge_sdk.agent.supervisor import Supervisor
+
             self._supervisor = Supervisor(
                 self._settings,
                 self._policy,
@@ -221,6 +226,8 @@ class EdgeClient:
                 found = pull_adapter(
                     self._settings, self._state, self._state / _ADAPTER, may_be_old=True
                 )
+                from edge_sdk.inference.host import InferenceProcess
+
                 inference = InferenceProcess(found.base, self._state / _ADAPTER)
                 self._inference = inference
             return inference

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from edge_sdk.agent.policy import Policy, read_hours
-from edge_sdk.agent.senses import Sensed, Senses
 from edge_sdk.quantities import format_bytes, format_seconds
+
+if TYPE_CHECKING:
+    from edge_sdk.agent.senses import Sensed, Senses
 
 # Once a rule has stopped training, it asks for so much more before it lets it go on.
 _BATTERY_PERCENT = 2.0

@@ -9,14 +9,16 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from edge_sdk.agent.child import Child
 from edge_sdk.agent.eligibility import Eligibility, Verdict
 from edge_sdk.agent.only_one import OnlyOne
 from edge_sdk.agent.policy import Policy
-from edge_sdk.agent.senses import Senses, ThisDevice
 from edge_sdk.agent.status import State, Status, write_status
+
+if TYPE_CHECKING:
+    from edge_sdk.agent.senses import Senses
 
 log = logging.getLogger("edge_sdk")
 
@@ -82,10 +84,8 @@ class Supervisor:
         self._state = state_folder
         self._on_event = on_event
         self._other_cpu_s = other_cpu_s
-        if senses is None:
-            asks_for_input = policy.min_input_idle_s is not None
-            senses = ThisDevice(state_folder, self._own_cpu_s, asks_for_input=asks_for_input)
-        self._eligibility = Eligibility(policy, senses)
+        self._policy = policy
+        self._senses = senses
         self._status = Status(
             since=time.time(), server=settings.get("server"), task=settings.get("task")
         )
@@ -141,8 +141,9 @@ class Supervisor:
 
     def _run(self) -> None:
         try:
+            eligibility = Eligibility(self._policy, self._senses or self._this_device())
             while not self._stopping.is_set() and self._outcome is None:
-                self._look()
+                self._look(eligibility.check())
                 self._wake.wait(LOOK_EVERY_S)
                 self._wake.clear()
         except Exception:  # the host app must not notice
@@ -157,9 +158,15 @@ class Supervisor:
             finally:
                 self._lock.release()
 
-    def _look(self) -> None:
+    def _this_device(self) -> Senses:
+        """Return this device's sensors, imported on the agent's thread: the host waits for none."""
+        from edge_sdk.agent.senses import ThisDevice
+
+        asks_for_input = self._policy.min_input_idle_s is not None
+        return ThisDevice(self._state, self._own_cpu_s, asks_for_input=asks_for_input)
+
+    def _look(self, checked: list[Verdict]) -> None:
         """Bring the training process to where the rules want it, once."""
-        checked = self._eligibility.check()
         self._status = replace(self._status, verdicts=tuple(checked))
         verdicts = [found for found in checked if not found.may_train]
         if self._is_paused_by_app:

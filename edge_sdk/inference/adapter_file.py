@@ -60,6 +60,11 @@ def write_adapter(path: Path, arrays: Arrays, lora_scale: float, shape: ModelSha
         partial.unlink(missing_ok=True)
 
 
+def adapters_folder() -> Path:
+    """Return where converted adapters are kept unless the caller says otherwise."""
+    return exports_folder() / "adapters"
+
+
 def task_type_of(folder: Path) -> TaskType:
     """Return what the model with a PEFT folder's adapter is used for.
 
@@ -75,13 +80,14 @@ def convert_peft_folder(folder: Path, shape: ModelShape, cache: Path | None = No
     Args:
         folder: As the server or PEFT writes it.
         shape: Of the base model.
-        cache: Folder of converted adapters, of which it keeps the last few.
+        cache: Folder of converted adapters, of which it keeps the last few; default
+            :func:`adapters_folder`.
 
     Raises:
         AdapterError: The folder cannot be read, or is for another base model.
         StorageError: The file cannot be written.
     """
-    path = _converted_path(folder, shape, cache or exports_folder() / "adapters")
+    path = _converted_path(folder, shape, cache or adapters_folder())
     if not path.is_file():
         config, arrays = read_peft_config(folder), read_peft_tensors(folder)
         try:

@@ -1,6 +1,6 @@
 """Map ONNX Runtime's adapter files: no number is read before it is used.
 
-``AdapterFormat.read_adapter`` reads the whole file; at high ranks that is longer than a swap may be.
+``AdapterFormat.read_adapter`` reads the whole file, which at high ranks takes too long for a swap.
 """
 
 from __future__ import annotations

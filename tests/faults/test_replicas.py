@@ -1,4 +1,7 @@
-"""Two servers on one PostgreSQL and one S3 server do what one server does."""
+"""Two servers on one PostgreSQL and one S3 server do what one server does.
+
+``EDGE_TEST_DEVICES`` says how many devices they have.
+"""
 
 from __future__ import annotations
 

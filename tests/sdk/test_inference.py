@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 import safetensors.numpy
 import torch
@@ -17,9 +18,15 @@ from edge_sdk.errors import AdapterError, ConfigError, DataError, ModelError
 from edge_sdk.evaluation import choice_scores
 from edge_sdk.generation import classify, load_with_adapter
 from edge_sdk.inference import Sampling, Session, open_session
-from edge_sdk.inference.adapter_file import convert_peft_folder, write_adapter
+from edge_sdk.inference.adapter_file import (
+    adapters_folder,
+    convert_peft_folder,
+    write_adapter,
+)
+from edge_sdk.inference.ahead import convert_ahead
 from edge_sdk.inference.blocks import round_to_blocks, widen
 from edge_sdk.inference.export import WEIGHT_FILE, check_export, export_once
+from edge_sdk.inference.mapped_adapter import map_adapter
 from edge_sdk.inference.nf4 import round_to_nf4
 from edge_sdk.inference.providers import choose_providers
 from edge_sdk.inference.rotation import rotation_tables
@@ -250,6 +257,42 @@ def test_a_damaged_adapter_file_is_refused_and_made_again(session, base, adapter
         session.swap(found)
     session.swap(adapters[8])
     assert found.read_bytes() == good
+
+
+def test_a_mapped_adapter_is_the_one_onnx_runtime_reads(base, adapters):
+    path = convert_peft_folder(adapters[64], shape_of(base))
+    found = dict(map_adapter(path))
+    content = onnxruntime.AdapterFormat.read_adapter(str(path))
+    wanted = content.get_parameters()
+    assert found.keys() == wanted.keys()
+    for name, array in found.items():
+        np.testing.assert_array_equal(array, wanted[name].numpy())
+
+
+def test_an_adapter_file_is_refused_wherever_it_was_cut(base, adapters, tmp_path):
+    good = convert_peft_folder(adapters[8], shape_of(base)).read_bytes()
+    path = tmp_path / "cut.onnx_adapter"
+    for kept in (*range(0, 400, 7), *range(400, len(good) - 64, 997)):
+        path.write_bytes(good[:kept])
+        with pytest.raises(AdapterError, match="cannot be read"):
+            dict(map_adapter(path))
+
+
+def test_a_fetched_adapter_is_converted_before_it_is_used(base, tmp_path, session):
+    folder = save_adapter(tmp_path / "new", base, seed=99)
+    known = set(adapters_folder().iterdir())
+    convert_ahead(folder, base)
+    (converted,) = set(adapters_folder().iterdir()) - known
+    written = converted.stat().st_mtime_ns
+    session.swap(folder)
+    assert converted.stat().st_mtime_ns == written
+
+
+def test_what_cannot_be_converted_ahead_says_so_when_it_is_used(base, tmp_path, session, caplog):
+    convert_ahead(tmp_path, base)
+    assert "is converted when it is used" in caplog.text
+    with pytest.raises(AdapterError, match="is no PEFT folder"):
+        session.swap(tmp_path)
 
 
 def test_only_the_last_few_converted_adapters_are_kept(base, tmp_path):
