@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import os
 import signal
@@ -14,12 +12,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
-from unittest import mock
 
 import requests
 
-from server.cli import main
 from server.failpoints import VARIABLE
+from tests.forked_server import ForkedServer
 
 _UNHURRIED = {
     "EDGE_SERVER_DEVICE_REQUESTS_PER_MIN": "1000000",
@@ -44,7 +41,7 @@ class ServerProcess:
         self.port = port or _free_port()
         self.address = f"http://127.0.0.1:{self.port}"
         self.environment = {**_UNHURRIED, **(environment or {})}
-        self._process: subprocess.Popen[str] | None = None
+        self._process: ForkedServer | None = None
 
     def __enter__(self) -> ServerProcess:
         return self.start()
@@ -65,17 +62,15 @@ class ServerProcess:
     @property
     def has_died(self) -> bool:
         """Say whether the process ended by itself, as at a failpoint."""
-        return self._process.poll() is not None
+        return self._process.has_ended
 
     def start(self, failpoint: str = "") -> ServerProcess:
         """Start serving and wait until it answers; a failpoint is armed for this start only."""
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "server", "serve", "--json", *self._flags()],
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, **self.environment, VARIABLE: failpoint},
+        self._process = ForkedServer(
+            ["serve", "--json", "--state", str(self.state), "--port", str(self.port)],
+            {**os.environ, **self.environment, VARIABLE: failpoint},
         )
-        line = self._process.stdout.readline()
+        line = self._process.first_line()
         if not line or json.loads(line)["url"] != self.address:
             self._end(signal.SIGKILL)
             raise AssertionError(f"the server said {line!r}")
@@ -91,21 +86,18 @@ class ServerProcess:
         self._end(signal.SIGKILL)
 
     def command(self, *words: str) -> dict[str, Any]:
-        """Run one ``edge-server`` command on the same state, in this process; return its JSON."""
-        said = io.StringIO()
-        with mock.patch.dict(os.environ, self.environment), contextlib.redirect_stdout(said):
-            assert main([*words, "--state", str(self.state), "--json"]) == 0, words
-        return json.loads(said.getvalue())
-
-    def _flags(self) -> list[str]:
-        return ["--state", str(self.state), "--port", str(self.port)]
+        """Run one ``edge-server`` command on the same state and return its JSON."""
+        process = ForkedServer(
+            [*words, "--state", str(self.state), "--json"], {**os.environ, **self.environment}
+        )
+        said = process.all_lines()
+        assert said, f"edge-server {' '.join(words)} failed: its error is above"
+        return json.loads(said)
 
     def _end(self, how: signal.Signals) -> None:
         process = self._process
         self._process = None
-        process.send_signal(how)
-        process.wait(20)
-        process.stdout.close()
+        process.end(how)
 
 
 def run_json(
