@@ -13,6 +13,7 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
+from edge_sdk import cli
 from server.settings_sources import find_settings, setting_kinds, variable_of
 
 if sys.version_info >= (3, 11):
@@ -289,6 +290,17 @@ def test_the_unit_is_hardened():
 def test_systemd_finds_nothing_wrong_with_the_unit(unit):
     done = analyze("verify", "--man=no", unit)
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
+
+
+def test_systemd_finds_nothing_wrong_with_the_agents_unit_and_edge_sdk_knows_its_words(tmp_path):
+    text = (DEPLOY / "edge-agent.service").read_text(encoding="utf-8")
+    path = tmp_path / "edge-agent.service"
+    path.write_text(text.replace("%h/.local/bin/edge-sdk", "/bin/true"))
+    done = analyze("verify", "--man=no", path)
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+    (command,) = re.findall(r"^ExecStart=%h/.local/bin/edge-sdk (.*)$", text, re.MULTILINE)
+    words = command.replace("${EDGE_DATA}", "notes.jsonl").split()
+    assert cli._parser().parse_args(words).data == Path("notes.jsonl")
 
 
 def test_systemd_calls_the_unit_well_protected(unit):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from edge_sdk.adapter_source import AdapterSource
 from edge_sdk.adoption.base_alone import base_alone
@@ -19,9 +20,11 @@ from edge_sdk.errors import (
     NotFeasible,
     OutOfMemory,
 )
-from edge_sdk.rounds.participation import Participation
 from edge_sdk.wire.messages import MAX_LOSS, EvaluationReport
 from edge_sdk.wire.payload import Arrays
+
+if TYPE_CHECKING:
+    from edge_sdk.rounds.participation import Participation
 
 log = logging.getLogger("edge_sdk")
 
