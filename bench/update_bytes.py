@@ -30,8 +30,10 @@ from bench.report import Claim, publish
 from bench.rounds_in_one_process import Learner, Outcome, run_task
 from demo import __main__ as demo
 from demo import trec
+from edge_sdk.device import probe
 from edge_sdk.example import Example
-from edge_sdk.execution import Execution
+from edge_sdk.execution import Execution, ProductFormat
+from edge_sdk.microbenchmark import measure_rates
 from edge_sdk.model_folder import read_model_shape, weights_digest
 from edge_sdk.token_file import tokenized_examples
 from edge_sdk.trainable_base import load_trainable
@@ -177,7 +179,7 @@ def _setting(chosen: argparse.Namespace) -> Setting:
     )
     execution = Execution(
         quantization="fp32" if is_classifier else "nf4",
-        products="wide",
+        products="wide" if is_classifier else _fastest_products(chosen.threads),
         micro_batch=demo.BATCH_SIZE,
         recomputed_blocks=0,
         length=demo.MAX_LENGTH,
@@ -197,6 +199,13 @@ def _setting(chosen: argparse.Namespace) -> Setting:
         },
         heldout=examples(split.heldout),
     )
+
+
+def _fastest_products(threads: int) -> ProductFormat:
+    """Return what the demo's devices plan with on this machine."""
+    report = probe()
+    rates = measure_rates(report, threads)
+    return rates.product_formats("nf4", report.has_native_bf16)[-1]
 
 
 def _label(path: Path) -> None:
