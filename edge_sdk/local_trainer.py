@@ -240,12 +240,13 @@ def describe(plan: Plan) -> str:
     execution = plan.execution
     how = f"{execution.quantization}, {execution.micro_batch} examples at once"
     if execution.products == "int8":
-        how += ", products of 8-bit integers"
+        how += ", 8-bit arithmetic"
     if execution.recomputed_blocks:
         how += f", {execution.recomputed_blocks} blocks computed again"
     return (
-        f"k = {plan.k} of {plan.r} ({how}); about {format_bytes(plan.cost.peak_bytes)} of "
-        f"{format_bytes(plan.budget.memory_bytes)}, {plan.cost.step_s:.1f} s per step"
+        f"trains {plan.k} of the adapter's {plan.r} ranks ({how}) in about "
+        f"{format_bytes(plan.cost.peak_bytes)} of {format_bytes(plan.budget.memory_bytes)}, "
+        f"{plan.cost.step_s:.1f} s per step"
     )
 
 

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from edge_sdk.agent.only_one import OnlyOne, is_agent_running
 from edge_sdk.agent.policy import Policy
-from edge_sdk.agent.status import Status, read_status
+from edge_sdk.agent.status import State, Status, read_status
 from edge_sdk.agent.supervisor import Event
 from edge_sdk.client import EdgeClient
 from edge_sdk.errors import EdgeError
@@ -22,6 +22,19 @@ from edge_sdk.quantities import format_bytes, format_seconds
 from edge_sdk.token_options import read_token
 
 _LEFT_BEHIND = ("device.json", "joining.json", "trust.json", "status.json")
+
+_DOING: dict[State, str] = {
+    "stopped": "stopped",
+    "starting": "starting: planning for this device and loading the model",
+    "waiting": "waiting for the next round",
+    "fetching": "round {0.round_number}: fetching the adapter",
+    "training": "round {0.round_number}: training, step {0.step} of {0.steps}",
+    "sending": "round {0.round_number}: sending what was learned",
+    "paused": "paused",
+    "retrying": "trying again",
+    "finished": "finished: the task has no more rounds",
+    "failed": "failed",
+}
 
 
 def add_policy_options(parser: argparse.ArgumentParser) -> None:
@@ -136,7 +149,7 @@ def show_status(options: argparse.Namespace, out: Console, print_json: Any) -> N
         print_json({**asdict(status), "is_running": is_running})
         return
     if not is_running:
-        out.print("no agent is running here")
+        out.print("no agent is running here; of the last one:")
     out.print(_state_line(status), highlight=False)
     if status.rounds_counted or status.uploaded_bytes:
         out.print(
@@ -173,23 +186,19 @@ def leave(options: argparse.Namespace, out: Console, print_json: Any) -> None:
 
 
 def _round_line(done: dict[str, Any]) -> str:
-    late = "" if done["counted"] else "  too late, not counted"
+    is_late = "" if done["counted"] else "; it came too late and is not counted"
     return (
-        f"round {done['round_number']}: k {done['k']}, loss {done['loss']:.3f}, "
-        f"up {format_bytes(done['upload_bytes'])}, down {format_bytes(done['download_bytes'])}, "
-        f"{done['training_s']:.1f} s, peak {format_bytes(done['peak_rss_bytes'])} "
-        f"(planned {format_bytes(done['planned_bytes'])}){late}"
+        f"round {done['round_number']} is done: loss {done['loss']:.3f}, {done['k']} ranks, "
+        f"trained for {format_seconds(done['training_s'])}, "
+        f"sent {format_bytes(done['upload_bytes'])}, "
+        f"received {format_bytes(done['download_bytes'])}, "
+        f"peak memory {format_bytes(done['peak_rss_bytes'])} "
+        f"(planned {format_bytes(done['planned_bytes'])}){is_late}"
     )
 
 
 def _state_line(status: Status) -> str:
-    ago = format_seconds(max(0.0, time.time() - status.since)) if status.since else ""
-    for_how_long = f" for {ago}" if ago and time.time() - status.since >= 1 else ""
-    if status.state == "training" and status.steps:
-        what = f"training, round {status.round_number}, step {status.step} of {status.steps}"
-    elif status.round_number:
-        what = f"{status.state}, round {status.round_number}"
-    else:
-        what = status.state
+    seconds = time.time() - status.since
+    for_how_long = f", for {format_seconds(seconds)} now" if status.since and seconds >= 1 else ""
     because = f": {'; '.join(status.reasons)}" if status.reasons else ""
-    return f"{what}{for_how_long}{because}"
+    return _DOING[status.state].format(status) + because + for_how_long

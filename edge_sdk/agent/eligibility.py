@@ -81,7 +81,7 @@ def _power(policy: Policy, felt: Sensed, margin: float) -> Iterator[Verdict]:
         yield Verdict(
             rule="power",
             may_train=felt.battery_percent > least + margin,
-            reason=f"on battery at {felt.battery_percent:.0f} %, above {least:.0f} % it may",
+            reason=f"on battery at {felt.battery_percent:.0f} %; it waits at {least:.0f} % or less",
         )
 
 
@@ -103,7 +103,7 @@ def _other_cpu(policy: Policy, felt: Sensed, margin: float) -> Iterator[Verdict]
     yield Verdict(
         rule="cpu",
         may_train=used <= max(most - margin, most / 2),
-        reason=f"other programs use {used:.0f} % of the processor, up to {most:.0f} % is idle",
+        reason=f"other programs use {used:.0f} % of the processor; it waits above {most:.0f} %",
     )
 
 
@@ -117,8 +117,8 @@ def _input(policy: Policy, felt: Sensed) -> Iterator[Verdict]:
     yield Verdict(
         rule="input",
         may_train=idle >= least,
-        reason=f"the owner was last here {format_seconds(idle)} ago, after "
-        f"{format_seconds(least)} it may",
+        reason=f"the owner was last here {format_seconds(idle)} ago; it waits until "
+        f"{format_seconds(least)}",
     )
 
 
@@ -132,7 +132,7 @@ def _heat(policy: Policy, felt: Sensed, margin: float) -> Iterator[Verdict]:
     yield Verdict(
         rule="temperature",
         may_train=hot <= most - margin,
-        reason=f"the hottest sensor says {hot:.0f} °C, up to {most:.0f} °C it may",
+        reason=f"the hottest sensor says {hot:.0f} °C; it waits above {most:.0f} °C",
     )
 
 

@@ -111,7 +111,11 @@ class LeanBase:
         agreement = layer_agreement(self.passes(longest, "wide"), ranks, examples)
         found = frozenset(name for name, cosine in agreement.items() if not cosine >= LEAST_COSINE)
         if found:
-            log.info("%d of %d layers keep wide products", len(found), len(agreement))
+            log.info(
+                "8-bit arithmetic is too coarse for %d of %d layers: they keep more digits",
+                len(found),
+                len(agreement),
+            )
         return found
 
     def verify_layers(self, adapter: AdapterSpec) -> None:

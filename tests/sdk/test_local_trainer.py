@@ -201,10 +201,10 @@ def test_a_layer_of_another_size_is_the_wrong_base_model(task, tiny_llama, data,
 
 def test_a_plan_is_described_with_its_sketch_and_how_it_trains(plan):
     text = describe(with_execution(plan, micro_batch=2, recomputed_blocks=1))
-    assert "k = 4 of 8 (fp32, 2 examples at once, 1 blocks computed again)" in text
+    assert "4 of the adapter's 8 ranks (fp32, 2 examples at once, 1 blocks computed again)" in text
     assert "again" not in describe(plan)
-    assert "integers" not in describe(plan)
-    assert "8-bit integers" in describe(with_execution(plan, products="int8"))
+    assert "8-bit" not in describe(plan)
+    assert "8-bit arithmetic" in describe(with_execution(plan, products="int8"))
 
 
 SCRIPT = """
