@@ -66,9 +66,8 @@ class LocalTrainer:
         self._threads = threads
         self._base: TrainableBase | None = None
         self._held: tuple[Quantization, ProductFormat] | None = None
-        every = self._read_examples(task.training.max_length)
-        self._is_held_out = held_out(every, held_out_share)
-        self._split(every)
+        self._held_out_share = held_out_share
+        self.read_again()
 
     @property
     def longest(self) -> int:
@@ -79,6 +78,22 @@ class LocalTrainer:
     def learned(self) -> int:
         """Tokens learned in one example, at most; 1 for a classifier."""
         return max(1, *(int(example.is_learned.sum()) for example in self.examples))
+
+    @property
+    def is_outdated(self) -> bool:
+        """Whether the data file has changed since it was read."""
+        return _stamp(self._data) != self._stamp
+
+    def read_again(self) -> None:
+        """Read the examples as they are in the file now; a base that is loaded stays.
+
+        Raises:
+            DataError: They cannot be read; those of before stay.
+        """
+        self._stamp = _stamp(self._data)
+        every = self._read_examples(self._task.training.max_length)
+        self._is_held_out = held_out(every, self._held_out_share)
+        self._split(every)
 
     def data_digest(self) -> str:
         """Return the SHA-256 of the examples to train on, in their order, as 64 hex digits."""
@@ -226,6 +241,15 @@ class LocalTrainer:
 
     def _read_examples(self, max_length: int) -> Sequence[Example]:
         return tokenized_examples(self._data, self._folder, self._task.base, max_length)
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    """Return what changes when a file does; None of one that is not there."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns
 
 
 def _lacked_memory(error: Exception, plan: Plan, peak_before: int) -> bool:

@@ -16,6 +16,7 @@ from edge_sdk.cost import Workload
 from edge_sdk.device import peak_rss_bytes
 from edge_sdk.errors import (
     ConfigError,
+    DataError,
     LossDiverged,
     MalformedPayload,
     NotAssigned,
@@ -56,6 +57,7 @@ from edge_sdk.wire.update_body import encode_update
 
 if TYPE_CHECKING:
     from edge_sdk.adoption.adoption import Adoption
+    from edge_sdk.local_trainer import LocalTrainer
     from edge_sdk.rounds.participation import Participation
     from edge_sdk.training import LocalResult
 
@@ -186,7 +188,8 @@ class RoundLoop:
         is kept in the state folder, and the next call goes on from there. A server that goes away
         is waited for; a round that was missed is reported with ``counted=False``. Where memory
         runs out, the same round is done again with a smaller sketch. A round that cannot be
-        finished in time is given up before its end.
+        finished in time is given up before its end. A data file that has changed is read again
+        before the next round.
 
         Raises:
             EdgeError: What cannot be mended by waiting; see :mod:`edge_sdk.errors`.
@@ -203,6 +206,9 @@ class RoundLoop:
         adoption = self._adoption(part)
         seen = -1
         while True:
+            if part.trainer.is_outdated:
+                part = self._with_new_data(part)
+                adoption = self._adoption(part)
             before = self.membership.moved_bytes
             reply = self._check_in(part)
             if reply.assignment is None:
@@ -240,13 +246,21 @@ class RoundLoop:
 
     def _take_part(self, task: TaskSpec, data: Path) -> Participation:
         """Read the examples, plan for them as they are, and load the base."""
-        from edge_sdk.local_trainer import LocalTrainer, describe
-        from edge_sdk.rounds.participation import Participation
+        from edge_sdk.local_trainer import LocalTrainer
 
         planner = self._planner(task)
         folder, share = self.membership.base_folder, self._held_out_share
         trainer = LocalTrainer(task, folder, data, planner.threads, share)
-        if share and not trainer.held_out:
+        return self._prepared(task, planner, trainer)
+
+    def _prepared(
+        self, task: TaskSpec, planner: LocalPlanner, trainer: LocalTrainer
+    ) -> Participation:
+        """Plan for the examples as they are, and load the base as the plan says."""
+        from edge_sdk.local_trainer import describe
+        from edge_sdk.rounds.participation import Participation
+
+        if self._held_out_share and not trainer.held_out:
             log.warning("too few examples to hold some out: new versions are used untried")
         work = self._workload(task, trainer.longest, trainer.learned, len(trainer.examples))
         plan = planner.plan(work, task.policy.deadline_s)
@@ -259,6 +273,15 @@ class RoundLoop:
                 part.step_down(error)
             else:
                 return part
+
+    def _with_new_data(self, part: Participation) -> Participation:
+        """Plan again with what the app wrote to the data file; with what was read if it is bad."""
+        try:
+            part.trainer.read_again()
+        except DataError as error:
+            log.warning("the examples that were read before stay in use: %s", error)
+            return part
+        return self._prepared(part.task, self._planner(part.task), part.trainer)
 
     def _attempt(
         self, part: Participation, work: Assignment

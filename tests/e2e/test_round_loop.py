@@ -189,6 +189,37 @@ def test_a_device_plans_for_the_examples_it_has(
     assert planned == [(4, 9, 2), (8, 256, 256)]
 
 
+def test_data_that_an_app_adds_is_trained_on_from_the_next_round(
+    server, token, data, tmp_path, tiny_llama, caplog
+):
+    caplog.set_level("INFO", "edge_sdk")
+    server.command(
+        *("task", "create", "growing", "--model", str(tiny_llama)),
+        *("--rank", "8", "--sketch-sizes", "8", "--rounds", "3", "--cohort-size", "1"),
+        *("--local-steps", "2"),
+    )
+    file = tmp_path / "growing.jsonl"
+    file.write_bytes(data["ada"].read_bytes())
+    client = RoundLoop(
+        data=file,
+        server=server.address,
+        enrolment_token=token,
+        task="growing",
+        state_folder=tmp_path / "device",
+        allowance=Allowance(quantization="fp32", threads=1),
+    )
+    taking_part = client.rounds()
+    assert next(taking_part).counted
+    write_jsonl(file, [json.loads(line) for line in file.read_text().splitlines()] * 2)
+    assert next(taking_part).counted
+    with file.open("a") as stream:
+        stream.write("torn {")
+    assert next(taking_part).counted
+    trained = [x.getMessage() for x in caplog.records if "examples; trains" in x.getMessage()]
+    assert [text.split()[0] for text in trained] == ["4", "8"]
+    assert "the examples that were read before stay in use" in caplog.text
+
+
 def test_wrong_enrolment_token_is_refused(server, data, tmp_path):
     client = RoundLoop(
         data=data["ada"],
