@@ -22,7 +22,7 @@ test: setup  ## all tests, on as many as four cores
 	$(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 --dist=worksteal
 
 check: setup  ## lint, format, types
-	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/mypy examples/*/*.py
 
 fix: setup  ## format and mend what ruff can
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
