@@ -1,6 +1,16 @@
 """Fine-tune one language model across devices people own, with federated sketched LoRA."""
 
 from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from edge_sdk.agent.policy import Policy
+    from edge_sdk.agent.status import Status
+    from edge_sdk.agent.supervisor import Event
+    from edge_sdk.allowance import Allowance
+    from edge_sdk.client import EdgeClient
+    from edge_sdk.errors import EdgeError
+    from edge_sdk.rounds.round_loop import RoundLoop
 
 _HOME = {
     "Allowance": "edge_sdk.allowance",

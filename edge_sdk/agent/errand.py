@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from typing import Any
 from edge_sdk.errors import EdgeError, StorageError, by_code
 
 _RECORD = "serving.json"
+PATIENCE_S = 15.0
+"""How long somebody who asked for an adapter waits for a server that does not answer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +49,8 @@ def pull_adapter(
     known = _read_record(state_folder) if folder.is_dir() else None
     if may_be_old and known is not None:
         return known
-    told = _run({**settings, "pull_to": str(folder), "parent_pid": os.getpid()})
+    order = {"pull_to": str(folder), "outage_patience_s": PATIENCE_S, "parent_pid": os.getpid()}
+    told = _run({**settings, **order})
     found = Pulled(version=told["version"], base=Path(told["base"]))
     record = {"version": found.version, "base": str(found.base)}
     try:
@@ -63,15 +67,21 @@ def _run(settings: dict[str, Any]) -> dict[str, Any]:
         capture_output=True,
         check=False,
     )
-    for line in done.stdout.splitlines():
-        with contextlib.suppress(ValueError):
-            told: dict[str, Any] = json.loads(line)
-            if told.get("event") == "pulled":
-                return told
-            if told.get("event") == "failed":
-                raise by_code().get(told["code"], EdgeError)(told["message"])
+    for told in _events(done.stdout):
+        if told.get("event") == "pulled":
+            return told
+        if told.get("event") == "failed":
+            raise by_code().get(told["code"], EdgeError)(told["message"])
     last = done.stderr.decode(errors="replace").strip().splitlines()[-1:] or [""]
     raise EdgeError(f"fetching the adapter ended with status {done.returncode}: {last[0]}")
+
+
+def _events(said: bytes) -> Iterator[dict[str, Any]]:
+    for line in said.splitlines():
+        with contextlib.suppress(ValueError):
+            told = json.loads(line)
+            if isinstance(told, dict):
+                yield told
 
 
 def _read_record(state_folder: Path) -> Pulled | None:

@@ -45,12 +45,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--server", help="needed once")
     parser.add_argument("--token", help="from the operator of the server; needed once")
+    parser.add_argument("--task", help="if the server has several")
     parser.add_argument("--folder", type=Path, default=Path("my-box"), help="of what was said")
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
     client = EdgeClient(
         server=options.server,
         enrolment_token=options.token,
+        task=options.task,
         data=options.folder / "utterances.jsonl",
         state_folder=options.folder / "agent",
         policy=Policy(min_battery_percent=100, max_other_cpu_percent=80),  # a box on mains

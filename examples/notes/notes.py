@@ -50,6 +50,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--server", help="needed once")
     parser.add_argument("--token", help="from the operator of the server; needed once")
+    parser.add_argument("--task", help="if the server has several")
     parser.add_argument("--folder", type=Path, default=Path("my-notes"), help="of notes and edits")
     parser.add_argument("--always", action="store_true", help="train also while the user works")
     options = parser.parse_args()
@@ -64,6 +65,7 @@ def main() -> int:
     client = EdgeClient(
         server=options.server,
         enrolment_token=options.token,
+        task=options.task,
         data=options.folder / "edits.jsonl",
         state_folder=options.folder / "agent",
         policy=Policy.always() if options.always else Policy(),

@@ -123,6 +123,18 @@ def test_data_that_is_missing_is_an_error_at_once_and_data_that_is_bad_a_failure
     assert "bad.jsonl" in status.reasons[0]
 
 
+def test_what_an_errand_cannot_do_is_the_error_it_was_there(
+    long_task, server, tiny_llama, tmp_path
+):
+    create_task(server, tiny_llama, long_task.data, tmp_path / "other", local_steps=5)
+    client = long_task.client(task=None)
+    with pytest.raises(ConfigError, match=r"the server has \d+ tasks .*: name one of them"):
+        client.use_newest()
+    with pytest.raises(ConfigError, match="name one of them"):
+        client.generate("what is")
+    assert client.status().state == "stopped"
+
+
 HOST = """
     import sys, time
     from edge_sdk import Allowance, EdgeClient, Policy
