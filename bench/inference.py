@@ -31,8 +31,9 @@ from bench.report import Claim, publish
 from demo.smollm2 import smollm2_folder
 from demo.trec import questions, record
 from edge_sdk.device import probe
-from edge_sdk.inference.export import WeightFormat, export_once
+from edge_sdk.inference.export import export_once
 from edge_sdk.inference.text import TextTokenizer
+from edge_sdk.inference.weight_format import WeightFormat
 from edge_sdk.tokenization import prompt_ids
 
 LIBRARIES = ("onnxruntime", "torch", "transformers", "peft", "bitsandbytes")

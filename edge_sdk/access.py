@@ -9,8 +9,14 @@ from urllib.parse import quote
 from edge_sdk.device_key import DeviceKey
 from edge_sdk.errors import BadProof, StaleChallenge
 from edge_sdk.identity import Identity
-from edge_sdk.wire.credentials import AccessRequest, AccessToken, Challenge, KeyChange
-from edge_sdk.wire.proofs import access_statement, key_change_statement
+from edge_sdk.wire.credentials import (
+    AccessRequest,
+    AccessToken,
+    Challenge,
+    Departure,
+    KeyChange,
+)
+from edge_sdk.wire.proofs import access_statement, key_change_statement, leave_statement
 
 _RENEWED_AFTER = 0.8
 """Share of its life after which a token is renewed."""
@@ -82,6 +88,26 @@ class Access:
             new_signature=new.sign(statement),
         )
         self._ask(AccessToken, f"{self._path}/key", request)
+
+    def leave(self) -> None:
+        """Have the server refuse this device's keys from now on.
+
+        Raises:
+            NotAuthorized: The server does not know this device; also BadProof.
+        """
+        *earlier, last = self._keys
+        for key in earlier:
+            try:
+                return self._leave_with(key)
+            except BadProof:
+                continue  # the next key took over while nobody saw the server's answer
+        return self._leave_with(last)
+
+    def _leave_with(self, key: DeviceKey) -> None:
+        nonce = self._ask(Challenge, f"{self._path}/challenge").nonce
+        signature = key.sign(leave_statement(self._device_id, nonce))
+        request = AccessRequest(nonce=nonce, signature=signature)
+        self._ask(Departure, f"{self._path}/leave", request)
 
     def _renew_with(self, key: DeviceKey) -> None:
         try:

@@ -16,7 +16,7 @@ from edge_sdk.errors import EdgeError
 from edge_sdk.identity import default_state_folder
 from edge_sdk.infer_command import add_infer_options, run_infer
 from edge_sdk.plan_command import add_allowance_options, add_plan_options, run_plan
-from edge_sdk.run_command import add_policy_options, leave, run, show_status
+from edge_sdk.run_command import add_policy_options, leave_fleet, run, show_status
 from edge_sdk.token_options import add_token_options, read_token
 
 _out = Console(soft_wrap=True)
@@ -83,7 +83,7 @@ def _status(options: argparse.Namespace) -> None:
 
 
 def _leave(options: argparse.Namespace) -> None:
-    leave(options, _out, _print_json)
+    leave_fleet(options, _out, _print_json)
 
 
 def _pull(options: argparse.Namespace) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 from collections.abc import Iterator
 from pathlib import Path
 
 from edge_sdk.errors import StorageError
+from edge_sdk.file_lock import wait_for_lock
 
 
 @contextlib.contextmanager
@@ -20,7 +20,7 @@ def one_writer(path: Path) -> Iterator[None]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = path.with_name(f"{path.name}.lock").open("wb")
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        wait_for_lock(lock)
     except OSError as error:
         raise StorageError(f"nothing can be written to {path.parent}: {error}") from error
     with lock:

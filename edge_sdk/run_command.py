@@ -17,11 +17,10 @@ from edge_sdk.agent.status import State, Status, read_status
 from edge_sdk.agent.supervisor import Event
 from edge_sdk.client import EdgeClient
 from edge_sdk.errors import EdgeError
+from edge_sdk.leaving import leave
 from edge_sdk.plan_command import read_allowance
 from edge_sdk.quantities import format_bytes, format_seconds
 from edge_sdk.token_options import read_token
-
-_LEFT_BEHIND = ("device.json", "joining.json", "trust.json", "status.json")
 
 _DOING: dict[State, str] = {
     "stopped": "stopped",
@@ -162,27 +161,29 @@ def show_status(options: argparse.Namespace, out: Console, print_json: Any) -> N
             out.print(f"  {found.rule:<12} {may}: {found.reason}", highlight=False)
 
 
-def leave(options: argparse.Namespace, out: Console, print_json: Any) -> None:
-    """Forget the server: its address, this device's key, and what was kept of its rounds.
+def leave_fleet(options: argparse.Namespace, out: Console, print_json: Any) -> None:
+    """Leave the server, and forget what this device was there.
 
     Raises:
         AlreadyRunning: An agent is at work.
     """
-    import shutil
-
     lock = OnlyOne(options.state)
     try:
-        gone = [name for name in _LEFT_BEHIND if (options.state / name).exists()]
-        for name in gone:
-            (options.state / name).unlink()
-        for name in ("journal", "adapters", "adapter", "residuals"):
-            shutil.rmtree(options.state / name, ignore_errors=True)
+        left = leave(options.state)
     finally:
         lock.release()
     if options.json:
-        print_json({"left": bool(gone)})
-        return
-    out.print("this device has left its server" if gone else "this device had joined no server")
+        print_json(asdict(left))
+    elif left.server is None:
+        out.print("this device had joined no server")
+    elif left.trouble is None:
+        out.print(f"this device has left {left.server}, which refuses its key from now on")
+    else:
+        out.print(
+            f"this device has forgotten {left.server}, which could not be told: {left.trouble}\n"
+            f"its operator can have it refused: edge-server device revoke {left.device_id}",
+            highlight=False,
+        )
 
 
 def _round_line(done: dict[str, Any]) -> str:

@@ -19,6 +19,7 @@ from edge_sdk.wire.credentials import (
     AccessRequest,
     AccessToken,
     Challenge,
+    Departure,
     Enrolment,
     EnrolRequest,
     KeyChange,
@@ -28,6 +29,7 @@ from edge_sdk.wire.proofs import (
     check_proof,
     enrolment_statement,
     key_change_statement,
+    leave_statement,
 )
 from server.access_store import DeviceRow, EnrolmentTokenRow
 from server.audit import record
@@ -221,6 +223,28 @@ class Gate:
             tx.update_device(device)
         return self._credentials.access_token(device)
 
+    def leave(self, device_id: str, request: AccessRequest) -> Departure:
+        """Refuse a device from now on, because it says so itself; again changes nothing.
+
+        Raises:
+            NotAuthorized: There is no such device.
+            BadProof: The signature is not of its key.
+            StaleChallenge: The challenge is foreign, old or used.
+        """
+        device = self._device(device_id)
+        statement = leave_statement(device_id, request.nonce)
+        check_proof(device.public_key, request.signature, statement)
+        challenge = self._credentials.open_challenge(device_id, request.nonce)
+        now = self._clock()
+        with self._store.write() as tx:
+            self._credentials.use_up(tx, challenge)
+            device = tx.device(device_id) or device
+            if device.revoked_at is None:
+                device = replace(device, revoked_at=now)
+                tx.update_device(device)
+                record(tx, now, f"device {device.id}", "device.leave", device.name)
+        return Departure(device_id=device.id, left_at=device.revoked_at or now)
+
     def authenticate(self, access_token: str | None) -> DeviceRow:
         """Return the device an access token belongs to; reads one row.
 
@@ -267,4 +291,4 @@ def _use(tx: Transaction, token: EnrolmentTokenRow, now: float) -> None:
 
 def _refuse_revoked(device: DeviceRow) -> None:
     if device.revoked_at is not None:
-        raise Revoked(f"device {device.id} was revoked by the operator of this server")
+        raise Revoked(f"device {device.id} was revoked by the operator of this server, or left it")

@@ -11,6 +11,7 @@ from edge_sdk.wire.credentials import (
     AccessRequest,
     AccessToken,
     Challenge,
+    Departure,
     Enrolment,
     EnrolRequest,
     KeyChange,
@@ -52,3 +53,9 @@ def give_access(device_id: DeviceId, message: AccessRequest, gate: Entrance) -> 
 def change_key(device_id: DeviceId, message: KeyChange, gate: Entrance) -> AccessToken:
     """Let a new key of a device take over; both keys sign."""
     return gate.change_key(device_id, message)
+
+
+@router.post("/devices/{device_id}/leave")
+def leave(device_id: DeviceId, message: AccessRequest, gate: Entrance) -> Departure:
+    """Let a device go by a signed challenge: its key and its tokens open nothing any more."""
+    return gate.leave(device_id, message)

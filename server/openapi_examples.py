@@ -11,6 +11,7 @@ from edge_sdk.wire.credentials import (
     AccessRequest,
     AccessToken,
     Challenge,
+    Departure,
     Enrolment,
     EnrolRequest,
     KeyChange,
@@ -85,6 +86,7 @@ def _device_messages() -> list[object]:
         Challenge(nonce=_NONCE, expires_in_s=60.0),
         AccessRequest(nonce=_NONCE, signature=2 * _DIGEST),
         AccessToken(access_token=_TOKEN, expires_in_s=3600.0),
+        Departure(device_id=_DEVICE, left_at=_CLOSED_AT),
         KeyChange(
             nonce=_NONCE,
             public_key=_DIGEST,

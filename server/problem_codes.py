@@ -34,6 +34,11 @@ _OWN: Mapping[tuple[str, str], Sequence[type[errors.EdgeError]]] = {
         errors.Revoked,
     ),
     ("post", f"{_DEVICE}/token"): _SIGNED,
+    ("post", f"{_DEVICE}/leave"): (
+        errors.NotAuthorized,
+        errors.BadProof,
+        errors.StaleChallenge,
+    ),
     ("post", f"{_DEVICE}/key"): (*_SIGNED, errors.ConfigError),
     ("post", "/v1/admin/devices/{device_id}/revoke"): (errors.NotAllowed,),
     ("get", "/v1/admin/overview"): (errors.NotFound,),

@@ -28,11 +28,16 @@ class Child:
         settings: Its first line, see :mod:`edge_sdk.agent.trainer`; may hold a secret, so it is in
             no argument and no environment variable.
         log_file: Takes what the process and its libraries print; the one before is kept once.
+
+    Attributes:
+        is_suspended: Whether it stands still.
+        has_begun: Whether it has spoken: from then on it ends with this process, suspended or not.
     """
 
     def __init__(self, settings: dict[str, Any], log_file: Path) -> None:
         _make_room(log_file)
-        with log_file.open("ab") as log:
+        descriptor = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        with os.fdopen(descriptor, "ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "edge_sdk.agent.trainer"],
                 stdin=subprocess.PIPE,
@@ -44,6 +49,7 @@ class Child:
         self._events: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self._seen = psutil.Process(self._process.pid)
         self.is_suspended = False
+        self.has_begun = False
         line = json.dumps({**settings, "parent_pid": os.getpid()}).encode() + b"\n"
         with contextlib.suppress(OSError):  # it died at once: its end says why
             assert self._process.stdin is not None  # noqa: S101 - a pipe was asked for
@@ -128,6 +134,7 @@ class Child:
                 with contextlib.suppress(ValueError):
                     told = json.loads(line)
                     if isinstance(told, dict):
+                        self.has_begun = True
                         self._events.put(told)
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 from pathlib import Path
 from typing import IO
 
 from edge_sdk.errors import AlreadyRunning, StorageError
+from edge_sdk.file_lock import try_lock, wait_for_lock
 
 _FILE = "agent.lock"
+_WAIT_S = 0.3
+"""Longer than :func:`is_agent_running` holds the lock, to see whether it can."""
 
 
 class OnlyOne:
@@ -27,12 +29,12 @@ class OnlyOne:
     def __init__(self, state_folder: Path) -> None:
         path = state_folder / _FILE
         try:
-            state_folder.mkdir(parents=True, exist_ok=True)
+            state_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._file: IO[str] = path.open("a+", encoding="utf-8")
         except OSError as error:
             raise StorageError(f"{state_folder} cannot be written: {error}") from error
         try:
-            _lock(self._file)
+            wait_for_lock(self._file, _WAIT_S)
         except OSError as error:
             self._file.close()
             raise AlreadyRunning(
@@ -52,24 +54,12 @@ def is_agent_running(state_folder: Path) -> bool:
     """Say whether an agent works with a state folder now; leaves no trace."""
     try:
         with (state_folder / _FILE).open("r+", encoding="utf-8") as file:
-            _lock(file)
+            try_lock(file)
     except FileNotFoundError:
         return False
     except OSError:
         return True
     return False
-
-
-def _lock(file: IO[str]) -> None:
-    if sys.platform == "win32":
-        import msvcrt
-
-        file.seek(1 << 30)  # not where the number is, which others may read
-        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-    else:
-        import fcntl
-
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _holder(path: Path) -> str:

@@ -29,6 +29,7 @@ class Policy:
             midnight ``"22:00-06:30"``.
         min_free_memory_bytes: Left to other programs; below it training gives its memory back.
         min_free_disk_bytes: Left on the disk of the state folder.
+        keeps_memory_s: How long a paused training process keeps its memory, unless it is wanted.
         yields: Whether training takes the processor and the disk only when nobody else wants them.
     """
 
@@ -40,6 +41,7 @@ class Policy:
     quiet_hours: str | None = None
     min_free_memory_bytes: int | None = 256 << 20
     min_free_disk_bytes: int | None = 512 << 20
+    keeps_memory_s: float = 600.0
     yields: bool = True
 
     def __post_init__(self) -> None:
@@ -51,6 +53,8 @@ class Policy:
             value = getattr(self, name)
             if value is not None and value < 0:
                 raise ConfigError(f"{name}={value} must be at least 0, or None for no rule")
+        if not self.keeps_memory_s >= 0:
+            raise ConfigError(f"keeps_memory_s={self.keeps_memory_s} must be at least 0 seconds")
         if self.quiet_hours is not None:
             read_hours(self.quiet_hours)
 

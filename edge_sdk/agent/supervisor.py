@@ -25,9 +25,6 @@ log = logging.getLogger("edge_sdk")
 LOOK_EVERY_S = 0.25
 """How often the rules are looked at: a change stops or resumes training within twice that."""
 
-LONGEST_PAUSE_S = 600.0
-"""After which a paused training process gives its memory back."""
-
 MOST_FAILURES = 6
 """In a row, without a round in between, after which an agent gives up."""
 
@@ -196,12 +193,12 @@ class Supervisor:
         self._paused_at = self._paused_at or now
         if self._child is None:
             return
-        if not self._child.is_suspended:
+        if self._child.has_begun and not self._child.is_suspended:
             self._child.suspend()
         is_memory_wanted = any(found.needs_memory for found in verdicts)
         if is_memory_wanted:
             self._wait_longer_for_memory(now)
-        if is_memory_wanted or now - self._paused_at > LONGEST_PAUSE_S:
+        if is_memory_wanted or now - self._paused_at > self._policy.keeps_memory_s:
             self._end_child()
 
     def _wait_longer_for_memory(self, now: float) -> None:

@@ -85,6 +85,7 @@ def main() -> int:
         yield_to_others()
     end_with_parent(settings.pop("parent_pid"))
     events = _own_stdout()
+    events.tell("starting")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("edge_sdk").addHandler(_Told(events))
     if not is_errand:

@@ -8,17 +8,17 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import msgspec
 import platformdirs
 
 from edge_sdk.errors import ConfigError, ModelError, StorageError
-from edge_sdk.inference.blocks import Bits
 from edge_sdk.inference.decoder import build_decoder
 from edge_sdk.inference.encoder import build_encoder
 from edge_sdk.inference.graph import Graph
 from edge_sdk.inference.weight_file import WeightFile
+from edge_sdk.inference.weight_format import WeightFormat
 from edge_sdk.inference.weights import Weights
 from edge_sdk.lean.eligibility import why_not_lean
 from edge_sdk.model_folder import file_digest, read_config
@@ -27,17 +27,10 @@ from edge_sdk.one_writer import one_writer
 from edge_sdk.wire.task import TaskType
 from edge_sdk.wire.typed_json import decode_json
 
-WeightFormat = Literal["nf4", "int4", "int8", "fp32"]
-"""Of the frozen matrices; an adapter is always fp32.
-
-``nf4`` are the values a base in NF4 has, as adapters are trained on it, held in 8 bits each.
-"""
-
 GRAPH_FILE, WEIGHT_FILE, RECORD_FILE = "model.onnx", "weights.bin", "export.json"
 
-_VERSION = 1
+_VERSION = 2
 _DIGEST_LETTERS = 32
-_BITS: Mapping[str, Bits | None] = {"nf4": 8, "int4": 4, "int8": 8, "fp32": None}
 _HEAD_UNIT = 16  # of ONNX Runtime's attention
 _ENCODERS = ("bert", "roberta", "xlm-roberta")
 
@@ -192,7 +185,7 @@ def _write(
     # How many labels there are is the adapter's to say; any number gives the same graph.
     shape = read_shape(weights.config, task_type, num_labels=2)
     with WeightFile(folder / WEIGHT_FILE) as file:
-        graph = Graph(weights, file, _BITS[weight_format], has_nf4=weight_format == "nf4")
+        graph = Graph(weights, file, weight_format)
         if shape.is_encoder:
             build_encoder(graph, shape)
         else:

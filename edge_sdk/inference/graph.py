@@ -13,10 +13,11 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from edge_sdk.inference.blocks import BLOCK, Bits, block_shapes, round_to_blocks
+from edge_sdk.inference.blocks import BLOCK, block_shapes, round_to_blocks
 from edge_sdk.inference.nf4 import BLOCK as NF4_BLOCK
-from edge_sdk.inference.nf4 import round_to_nf4
+from edge_sdk.inference.nf4 import code_nf4, pack_nf4, round_to_nf4
 from edge_sdk.inference.weight_file import WeightFile
+from edge_sdk.inference.weight_format import WeightFormat
 from edge_sdk.inference.weights import Weights
 
 CONTRIB = "com.microsoft"
@@ -35,16 +36,12 @@ class Graph:
     Args:
         weights: Of the model.
         file: Where weights are written to as they are added.
-        bits: Of the frozen matrices; None keeps them in fp32.
-        has_nf4: The layers of blocks are rounded to the values of NF4 before.
+        weight_format: Of the frozen matrices.
     """
 
-    def __init__(
-        self, weights: Weights, file: WeightFile, bits: Bits | None, *, has_nf4: bool = False
-    ) -> None:
+    def __init__(self, weights: Weights, file: WeightFile, weight_format: WeightFormat) -> None:
         self.weights = weights
-        self.bits = bits
-        self._has_nf4 = has_nf4
+        self._format: WeightFormat = weight_format
         self._file = file
         self._nodes: list[onnx.NodeProto] = []
         self._inputs: list[onnx.ValueInfoProto] = []
@@ -103,7 +100,7 @@ class Graph:
 
         It is only looked up in, so just the rows that are read come into memory.
         """
-        kind, dtype = (FLOAT, np.float32) if self.bits is None else (BFLOAT16, ml_dtypes.bfloat16)
+        kind, dtype = (FLOAT, np.float32) if self._is_exact else (BFLOAT16, ml_dtypes.bfloat16)
         source = self.weights.array(name, (rows, columns))
         parts = (part.astype(dtype) for part in self._row_parts(source, columns))
         self._initializers.append(self._file.add(name, kind, (rows, columns), parts))
@@ -111,7 +108,7 @@ class Graph:
 
     def look_up(self, table: str, tokens: str, output: str) -> str:
         """Add the rows of an embedding for tokens: ``(1, n) -> (1, n, columns)`` in fp32."""
-        if self.bits is None:
+        if self._is_exact:
             return self.add_node("Gather", [table, tokens], output)
         rows = self.add_node("Gather", [table, tokens], f"{output}.rows")
         return self.add_node("Cast", [rows], output, to=FLOAT)
@@ -131,7 +128,7 @@ class Graph:
         """
         width = sum(layers.values())
         tensors = {f"{name}.weight": n for name, n in layers.items()}
-        y = self._add_product(slot, tensors, x, d_in, self.bits, has_nf4=self._has_nf4)
+        y = self._add_product(slot, tensors, x, d_in, self._format)
         a = self.add_slot(f"{slot}.lora_A", (d_in, f"{slot}.rank"))
         b = self.add_slot(f"{slot}.lora_B", (f"{slot}.rank", width))
         narrow = self.add_node("MatMul", [x, a], f"{slot}.narrow")
@@ -141,10 +138,14 @@ class Graph:
     def add_head(self, name: str, tensor: str, x: str, d_in: int, d_out: int) -> str:
         """Add a product with a matrix outside the blocks ``(d_out, d_in)``, and its bias.
 
-        It is never rounded to less than 8 bits: a head in 4 costs much accuracy and saves little.
+        It is rounded to 8 bits: a head in 4 costs much accuracy and saves little.
         """
-        bits: Bits | None = None if self.bits is None else 8
-        return self._add_product(name, {tensor: d_out}, x, d_in, bits, has_nf4=False)
+        weight_format: WeightFormat = "fp32" if self._is_exact else "int8"
+        return self._add_product(name, {tensor: d_out}, x, d_in, weight_format)
+
+    @property
+    def _is_exact(self) -> bool:
+        return self._format == "fp32"
 
     def _add_product(
         self,
@@ -152,25 +153,72 @@ class Graph:
         tensors: Mapping[str, int],
         x: str,
         d_in: int,
-        bits: Bits | None,
-        *,
-        has_nf4: bool,
+        weight_format: WeightFormat,
     ) -> str:
         """Add a product with matrices of the model, one below the other, and their biases."""
         sources = [self.weights.array(tensor, (n, d_in)) for tensor, n in tensors.items()]
-        bias = self._add_bias(name, tensors)
-        if bits is None:
+        if weight_format == "fp32":
             y = self.add_node("MatMul", [x, self._add_turned(name, sources)], f"{name}.y")
-            return self.add_node("Add", [y, bias], f"{name}.biased") if bias else y
-        operands = [x, *self._add_blocks(name, sources, bits, has_nf4=has_nf4)]
+        elif weight_format == "int4" and all(source.size % NF4_BLOCK == 0 for source in sources):
+            y = self._add_nf4_product(name, sources, x)
+        else:
+            y = self._add_blocks_product(name, sources, x, has_nf4=weight_format != "int8")
+        bias = self._add_bias(name, tensors)
+        return self.add_node("Add", [y, bias], f"{name}.biased") if bias else y
+
+    def _add_nf4_product(self, name: str, sources: Sequence[NDArray[Any]], x: str) -> str:
+        """Add a product with matrices in NF4's own codes; blocks end where a matrix does."""
+        columns = sources[0].shape[1]
+        count = sum(source.size for source in sources)
+        found: list[NDArray[np.float32]] = []
+
+        def parts() -> Iterator[NDArray[np.uint8]]:
+            for part in chain.from_iterable(self._row_parts(x, columns) for x in sources):
+                codes, scales = code_nf4(part)
+                found.append(scales)
+                yield pack_nf4(codes)
+
+        self._initializers += [
+            self._file.add(f"{name}.codes", onnx.TensorProto.UINT8, (count // 2,), parts()),
+            self._file.add(f"{name}.scales", FLOAT, (count // NF4_BLOCK,), found),
+        ]
         return self.add_node(
-            "MatMulNBits",
-            [*operands, "", "", bias] if bias else operands,
+            "MatMulBnb4",
+            [x, f"{name}.codes", f"{name}.scales"],
             f"{name}.y",
             domain=CONTRIB,
-            K=d_in,
-            N=sum(tensors.values()),
-            bits=bits,
+            K=columns,
+            N=count // columns,
+            block_size=NF4_BLOCK,
+            quant_type=1,  # NF4
+        )
+
+    def _add_blocks_product(
+        self, name: str, sources: Sequence[NDArray[Any]], x: str, *, has_nf4: bool
+    ) -> str:
+        """Add a product with matrices in 8 bits, of their own values or those of NF4."""
+        rows, columns = sum(len(source) for source in sources), sources[0].shape[1]
+        shape_of_codes, shape_of_scales = block_shapes(rows, columns)
+        found: list[NDArray[np.float32]] = []
+
+        def parts() -> Iterator[NDArray[np.uint8]]:
+            for part in chain.from_iterable(self._row_parts(x, columns) for x in sources):
+                blocks = round_to_blocks(round_to_nf4(part) if has_nf4 else part)
+                found.append(blocks.scales)
+                yield blocks.codes
+
+        self._initializers += [
+            self._file.add(f"{name}.codes", onnx.TensorProto.UINT8, shape_of_codes, parts()),
+            self._file.add(f"{name}.scales", FLOAT, shape_of_scales, found),
+        ]
+        return self.add_node(
+            "MatMulNBits",
+            [x, f"{name}.codes", f"{name}.scales"],
+            f"{name}.y",
+            domain=CONTRIB,
+            K=columns,
+            N=rows,
+            bits=8,
             block_size=BLOCK,
             accuracy_level=4,  # products of 8-bit integers
         )
@@ -210,26 +258,6 @@ class Graph:
         parts = (np.concatenate(piece, axis=1, dtype=np.float32) for piece in pieces)
         self._initializers.append(self._file.add(f"{name}.matrix", FLOAT, shape, parts))
         return f"{name}.matrix"
-
-    def _add_blocks(
-        self, name: str, sources: Sequence[NDArray[Any]], bits: Bits, *, has_nf4: bool
-    ) -> tuple[str, str]:
-        codes, scales = f"{name}.codes", f"{name}.scales"
-        rows, columns = sum(len(source) for source in sources), sources[0].shape[1]
-        shape_of_codes, shape_of_scales = block_shapes(rows, columns, bits)
-        found: list[NDArray[np.float32]] = []
-
-        def parts() -> Iterator[NDArray[np.uint8]]:
-            for part in chain.from_iterable(self._row_parts(x, columns) for x in sources):
-                blocks = round_to_blocks(round_to_nf4(part) if has_nf4 else part, bits)
-                found.append(blocks.scales)
-                yield blocks.codes
-
-        self._initializers += [
-            self._file.add(codes, onnx.TensorProto.UINT8, shape_of_codes, parts()),
-            self._file.add(scales, FLOAT, shape_of_scales, found),
-        ]
-        return codes, scales
 
     def _row_parts(self, matrix: NDArray[Any], width: int) -> Iterator[NDArray[Any]]:
         """Yield as many rows of ``width`` as fit a part; keep no page of the model in memory.

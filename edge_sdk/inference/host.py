@@ -58,7 +58,10 @@ class InferenceProcess:
         self._lock = threading.Lock()
         self._has_ended = False
         opened = self._await("")
-        threading.Thread(target=self._listen, name="edge-sdk inference", daemon=True).start()
+        self._listener = threading.Thread(
+            target=self._listen, name="edge-sdk inference", daemon=True
+        )
+        self._listener.start()
         self._next(opened)
         self._forget("")
 
@@ -126,7 +129,7 @@ class InferenceProcess:
     def close(self) -> None:
         """End the process; a text that is being made ends with an error."""
         self._process.kill()
-        self._process.wait()
+        self._listener.join()
 
     def _new(self) -> tuple[str, queue.SimpleQueue[Event | None]]:
         name = str(next(self._numbers))
@@ -152,7 +155,7 @@ class InferenceProcess:
             with self._lock:
                 stdin.write(line)
                 stdin.flush()
-        except OSError as error:
+        except (OSError, ValueError) as error:  # a value: the pipe is closed on this side too
             raise self._gone() from error
 
     def _next(self, answers: queue.SimpleQueue[Event | None]) -> Event:
@@ -170,9 +173,10 @@ class InferenceProcess:
         )
 
     def _listen(self) -> None:
-        stdout = self._process.stdout
-        assert stdout is not None  # noqa: S101 - a pipe was asked for
-        with contextlib.suppress(ValueError, OSError):
+        stdin, stdout = self._process.stdin, self._process.stdout
+        assert stdin is not None  # noqa: S101 - pipes were asked for
+        assert stdout is not None  # noqa: S101
+        with contextlib.suppress(ValueError, OSError), stdout:
             for line in stdout:
                 event: Event = decode_json(line, Event)  # type: ignore[arg-type]
                 with self._lock:
@@ -183,3 +187,6 @@ class InferenceProcess:
             self._has_ended = True
             for waiting in self._answers.values():
                 waiting.put(None)
+            with contextlib.suppress(OSError):
+                stdin.close()  # one that still runs ends with it
+        self._process.wait()

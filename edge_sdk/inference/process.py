@@ -22,7 +22,6 @@ from typing import BinaryIO, get_args
 import msgspec
 
 from edge_sdk.errors import EdgeError, MalformedMessage
-from edge_sdk.inference.export import WeightFormat
 from edge_sdk.inference.messages import (
     Classify,
     Done,
@@ -39,6 +38,7 @@ from edge_sdk.inference.messages import (
 )
 from edge_sdk.inference.sampling import Sampling
 from edge_sdk.inference.session import Session, open_session
+from edge_sdk.inference.weight_format import WeightFormat
 from edge_sdk.wire.task import TaskType
 from edge_sdk.wire.typed_json import decode_json
 

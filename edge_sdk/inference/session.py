@@ -15,11 +15,12 @@ from edge_sdk.inference.adapter_file import SUFFIX, convert_peft_folder, task_ty
 from edge_sdk.inference.choices import score_choices, split_choices
 from edge_sdk.inference.decoder import RESULT, TOKENS, context_of
 from edge_sdk.inference.encoder import text_limit
-from edge_sdk.inference.export import WeightFormat, export_once
+from edge_sdk.inference.export import export_once
 from edge_sdk.inference.past import Past
 from edge_sdk.inference.runtime import Runtime
 from edge_sdk.inference.sampling import Sampler, Sampling, log_softmax
 from edge_sdk.inference.text import Pieces, TextTokenizer
+from edge_sdk.inference.weight_format import WeightFormat
 from edge_sdk.model_folder import class_names, read_config
 from edge_sdk.model_shape import read_shape
 from edge_sdk.peft_folder import read_labels

@@ -14,26 +14,7 @@ import torch
 from torch import Tensor
 
 from edge_sdk.lean.row_operations import NF4_BLOCK, widen_nf4
-
-NF4_CODE = (
-    -1.0,
-    -0.6961928009986877,
-    -0.5250730514526367,
-    -0.39491748809814453,
-    -0.28444138169288635,
-    -0.18477343022823334,
-    -0.09105003625154495,
-    0.0,
-    0.07958029955625534,
-    0.16093020141124725,
-    0.24611230194568634,
-    0.33791524171829224,
-    0.44070982933044434,
-    0.5626170039176941,
-    0.7229568362236023,
-    1.0,
-)
-"""The 16 values a weight can have, in parts of the largest magnitude of its block."""
+from edge_sdk.nf4_code import NF4_CODE
 
 _ABSMAX_BLOCK = 256
 _CHUNK = 1 << 16  # numbers at once: about 1 MB of intermediate results

@@ -127,6 +127,12 @@ class Transport:
             raise ConfigError("only a device that has joined a server has a key to change")
         self._access.change_key(new)
 
+    def leave(self) -> None:
+        """Have the server refuse this device from now on; again changes nothing."""
+        if self._access is None:
+            raise ConfigError("only a device that has joined a server can leave it")
+        self._access.leave()
+
     def tasks(self) -> list[str]:
         """Return the names of the server's tasks."""
         return self._json(list[str], "GET", "/v1/tasks")

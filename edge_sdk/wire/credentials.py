@@ -70,7 +70,8 @@ class AccessRequest:
 
     Attributes:
         nonce: Of the challenge.
-        signature: Of the device's key over :func:`edge_sdk.wire.proofs.access_statement`.
+        signature: Of the device's key over :func:`edge_sdk.wire.proofs.access_statement`, or over
+            :func:`edge_sdk.wire.proofs.leave_statement`, as the request asks.
     """
 
     nonce: str
@@ -91,6 +92,19 @@ class AccessToken:
 
     access_token: str
     expires_in_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Departure:
+    """A device is none of this server any more: its key and tokens open nothing.
+
+    Attributes:
+        device_id: What it was.
+        left_at: Seconds since 1970.
+    """
+
+    device_id: str
+    left_at: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

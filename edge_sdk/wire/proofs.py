@@ -21,6 +21,11 @@ def access_statement(device_id: str, nonce: str) -> bytes:
     return _statement("access", device_id, nonce)
 
 
+def leave_statement(device_id: str, nonce: str) -> bytes:
+    """Return what a device signs to be no device of the server any more."""
+    return _statement("leave", device_id, nonce)
+
+
 def key_change_statement(device_id: str, nonce: str, old_key: str, new_key: str) -> bytes:
     """Return what both keys of a device sign when one gives way to the other."""
     return _statement("key-change", device_id, nonce, old_key, new_key)

@@ -9,16 +9,21 @@ import sys
 import textwrap
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 
+from edge_sdk.agent import supervisor
+from edge_sdk.agent.policy import Policy
 from edge_sdk.agent.status import read_status
 from edge_sdk.client import EdgeClient
+from edge_sdk.enrolment import join
 from edge_sdk.errors import AlreadyRunning, ConfigError
 from tests.agent.scripted import cpu_s, create_task, wait_for_status, wait_for_training
 from tests.numpy_device import wait_for
+from tests.processes import ServerProcess
 
 ROOT = Path(__file__).parent.parent.parent
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="uses the kernel's death signal")
@@ -133,6 +138,48 @@ def test_what_an_errand_cannot_do_is_the_error_it_was_there(
     with pytest.raises(ConfigError, match="name one of them"):
         client.generate("what is")
     assert client.status().state == "stopped"
+
+
+def test_a_trainer_that_keeps_dying_is_given_up_and_the_status_says_how_it_died(
+    long_task, monkeypatch
+):
+    monkeypatch.setattr(supervisor, "_FIRST_WAIT_S", 0.01)
+    events, killed = [], {None}
+    with long_task.client(on_event=events.append) as client:
+        while (status := client.status()).state != "failed":
+            if status.pid not in killed:
+                killed.add(status.pid)
+                os.kill(status.pid, signal.SIGKILL)
+            assert len(killed) <= supervisor.MOST_FAILURES + 1
+            time.sleep(0.02)
+    assert status.crashes == supervisor.MOST_FAILURES
+    assert "signal 9" in status.reasons[0]
+    assert [x.kind for x in events].count("failure") == supervisor.MOST_FAILURES
+
+
+def test_a_server_that_is_away_is_named_in_the_status_and_waited_for(
+    tiny_llama, long_task, tmp_path
+):
+    with ServerProcess(tmp_path / "server") as server:
+        task = create_task(server, tiny_llama, long_task.data, tmp_path / "away", local_steps=10**5)
+        join(task.state, server.address, task.token, "away")
+        server.kill()
+        with task.client() as client:
+            away = wait_for_status(client, lambda x: x.state == "retrying", 60)
+            assert f"no answer from {server.address}" in away.reasons[0]
+            server.start()
+            assert wait_for_training(client).reasons == ()
+
+
+def test_a_long_pause_gives_the_memory_back_and_training_goes_on_after_it(long_task):
+    with long_task.client(policy=replace(Policy.always(), keeps_memory_s=0.5)) as client:
+        before = wait_for_training(client)
+        client.pause()
+        wait_for_status(client, lambda x: x.pid is None, 5)
+        assert not psutil.pid_exists(before.pid)
+        client.resume()
+        after = wait_for_training(client)
+        assert (after.round_number, after.crashes) == (before.round_number, 0)
 
 
 HOST = """

@@ -10,7 +10,7 @@ import pytest
 import requests
 
 from edge_sdk.device_key import DeviceKey, make_private_key
-from edge_sdk.wire.proofs import key_change_statement
+from edge_sdk.wire.proofs import access_statement, key_change_statement, leave_statement
 from server.admins import create_admin, revoke_admin
 from server.auth import make_enrolment_token, revoke_device, revoke_enrolment_token
 from server.credentials import Credentials
@@ -167,6 +167,28 @@ def test_a_key_change_over_http_closes_what_the_old_key_opened(service, device):
     assert device.check_in().status_code == 200
     check_problem(device.ask_access(), 401, "bad_proof")
     check_problem(requests.post(url, json=message, timeout=30), 401, "bad_proof")
+
+
+def test_a_device_that_leaves_is_refused_from_then_on_and_the_log_says_who(service, device):
+    url = f"{service.url}/v1/devices/{device.id}/leave"
+
+    def say(statement, nonce):
+        message = {"nonce": nonce, "signature": device.key.sign(statement(device.id, nonce))}
+        return requests.post(url, json=message, timeout=30)
+
+    nonce = device.challenge()
+    check_problem(say(access_statement, nonce), 401, "bad_proof")
+    assert device.check_in().status_code == 200
+    left = say(leave_statement, nonce)
+    assert (left.status_code, left.json()["device_id"]) == (200, device.id)
+    check_problem(device.check_in(), 403, "revoked")
+    check_problem(device.ask_access(), 403, "revoked")
+    check_problem(say(leave_statement, nonce), 401, "stale_challenge")
+    again = say(leave_statement, device.challenge())
+    assert (again.status_code, again.json()) == (200, left.json())
+    with service.site.store.read() as tx:
+        (entry,) = [row for row in tx.audit(100) if row.action == "device.leave"]
+    assert entry.who == f"device {device.id}"
 
 
 def test_an_operator_revokes_a_device_over_http_and_the_log_says_who(service, device):

@@ -15,7 +15,7 @@ from tests.contract.documented import description, operations, problems_of
 PROTOCOL = Path(__file__).parents[2] / "docs" / "protocol.md"
 BINARY = {"application/vnd.safetensors": {"schema": {"type": "string", "format": "binary"}}}
 DEVICE = "/v1/devices/{device_id}"
-ENTRANCES = {"/v1/enrol", f"{DEVICE}/challenge", f"{DEVICE}/token", f"{DEVICE}/key"}
+ENTRANCES = {"/v1/enrol", *(f"{DEVICE}/{x}" for x in ("challenge", "token", "key", "leave"))}
 OPEN = {*ENTRANCES, "/healthz", "/readyz"}
 
 

@@ -111,6 +111,7 @@ MESSAGES = [
     credentials.AccessRequest(nonce="edge.1.ab.1700000060.cd", signature="34" * 64),
     messages.SliceRanks(ranks=[[0, 5], [2, 7]]),
     credentials.AccessToken(access_token="edge.1.d-1.1700003600.cd", expires_in_s=3600.0),
+    credentials.Departure(device_id="d-1", left_at=1700000000.5),
     credentials.KeyChange(
         nonce="edge.1.ab.1700000060.cd",
         public_key="ef" * 32,

@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_sdk.lean.nf4 import (
-    NF4_CODE,
     decode_nf4,
     decode_nf4_plain,
     dynamic_code,
     quantize_nf4,
 )
+from edge_sdk.nf4_code import NF4_CODE
 
 SHAPES = [
     (64, 64),
