@@ -221,10 +221,13 @@ class LocalTrainer:
         return found
 
     def _split(self, every: Sequence[Example]) -> None:
-        """Keep what is held out apart; the same examples as before, however long they are now."""
-        if len(every) != len(self._is_held_out):
-            raise DataError(f"{self._data} changed while it was read: start again")
-        pairs = list(zip(every, self._is_held_out, strict=True))
+        """Keep what is held out apart; the same examples as before, however long they are now.
+
+        What an app has appended since waits until the examples are read again.
+        """
+        if len(every) < len(self._is_held_out):
+            raise DataError(f"{self._data} has lost examples while it was read: start again")
+        pairs = list(zip(every, self._is_held_out, strict=False))
         self.examples = [example for example, is_kept_apart in pairs if not is_kept_apart]
         self.held_out = [example for example, is_kept_apart in pairs if is_kept_apart]
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import threading
 from pathlib import Path
 
-from edge_sdk import EdgeClient, EdgeError, Event, Policy
+from edge_sdk import EdgeClient, EdgeError, Policy
 
 HELP = """Begin a note and press Enter: the assistant suggests how it goes on.
 Enter again takes the suggestion; other words replace it, and the assistant learns from them.
@@ -18,18 +17,20 @@ Enter again takes the suggestion; other words replace it, and the assistant lear
 class Assistant:
     """Suggests, and keeps what its user made of a suggestion as an example to train on."""
 
-    def __init__(self, client: EdgeClient, examples: Path, has_learned: threading.Event) -> None:
+    def __init__(self, client: EdgeClient, examples: Path) -> None:
         self._client = client
         self._examples = examples
-        self._has_learned = has_learned
+        self._seen = (0, False)
         if examples.exists():
             client.start()
 
     def suggest(self, beginning: str) -> str:
         """Return how a note may go on, by the newest adapter."""
-        if self._has_learned.is_set():
-            self._has_learned.clear()
+        status = self._client.status()
+        now = (status.round_number, status.state == "finished")
+        if now > self._seen:  # another round has begun, so the one before has its adapter
             self._client.use_newest()
+            self._seen = now
         pieces = self._client.generate(_prompt(beginning), max_new_tokens=16)
         return "".join(pieces).split("\n", 1)[0].strip()
 
@@ -56,12 +57,6 @@ def main() -> int:
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
 
-    has_learned = threading.Event()
-
-    def on_event(event: Event) -> None:
-        if event.kind == "round":
-            has_learned.set()
-
     client = EdgeClient(
         server=options.server,
         enrolment_token=options.token,
@@ -69,10 +64,9 @@ def main() -> int:
         data=options.folder / "edits.jsonl",
         state_folder=options.folder / "agent",
         policy=Policy.always() if options.always else Policy(),
-        on_event=on_event,
     )
     try:
-        _talk(client, Assistant(client, options.folder / "edits.jsonl", has_learned))
+        _talk(client, Assistant(client, options.folder / "edits.jsonl"))
     except EdgeError as error:
         sys.stderr.write(f"notes: {error}\n")
         return 1

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
-import threading
 
 import pytest
 
@@ -18,10 +18,9 @@ pytestmark = pytest.mark.processes
 
 def test_it_suggests_what_its_user_wrote_before(server, tmp_path):
     base, edits = save_model(tmp_path / "base"), tmp_path / "edits.jsonl"
-    has_learned = threading.Event()
     task = create_task(server, base, edits, tmp_path / "device", local_steps=60)
-    client = task.client(on_event=lambda event: event.kind == "round" and has_learned.set())
-    assistant = load("notes").Assistant(client, edits, has_learned)
+    client = task.client()
+    assistant = load("notes").Assistant(client, edits)
     try:
         first = assistant.suggest("what is")
         assert client.status().state == "stopped", "there is nothing to learn from yet"
@@ -45,6 +44,7 @@ def test_a_server_it_cannot_join_is_one_line(tmp_path):
         text=True,
         check=False,
         timeout=120,
+        env={**os.environ, "PYTHONPATH": str(EXAMPLES.parent)},
     )
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()

@@ -155,6 +155,19 @@ def test_examples_are_cut_to_the_length_of_the_plan_and_keep_what_is_learned(tra
     assert trainer.learned == learned == 4
 
 
+def test_what_is_appended_while_examples_are_cut_waits_until_they_are_read_again(
+    trainer, plan, data
+):
+    before, longest = len(trainer.examples), trainer.longest
+    with data.open("a") as file:
+        file.write('{"prompt": "what is the one ? answer :", "completion": " yes"}\n')
+    assert trainer.is_outdated
+    trainer.prepare(with_execution(plan, length=longest - 2))
+    assert (len(trainer.examples), trainer.longest) == (before, longest - 2)
+    trainer.read_again()
+    assert (len(trainer.examples), trainer.is_outdated) == (before + 1, False)
+
+
 def test_a_budget_that_is_spent_already_is_out_of_memory_and_leaves_no_limit(trainer, plan):
     before = resource.getrlimit(resource.RLIMIT_DATA)
     spent = replace(plan, budget=Budget(memory_bytes=1 << 20))
