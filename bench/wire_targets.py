@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from edge_sdk.rounds.error_feedback import read_ranks
-from edge_sdk.wire import manifest, messages, payload
+from edge_sdk.wire import credentials, manifest, messages, payload
 from edge_sdk.wire.block_codes import CODES, CodeName
 from edge_sdk.wire.manifest import Manifest, Pointer, Signed, Statement, Succession
 from edge_sdk.wire.messages import UpdateReport
@@ -28,19 +28,20 @@ from edge_sdk.wire.task import (
 from edge_sdk.wire.update_body import decode_update, encode_update, view_update
 from server.openapi_examples import message_examples
 
-_MESSAGES = (
-    "EnrolRequest",
-    "Enrolment",
-    "Challenge",
-    "AccessRequest",
-    "AccessToken",
-    "KeyChange",
-    "TaskSpec",
-    "CheckIn",
-    "CheckInReply",
-    "RoundStatus",
-    "Receipt",
-    "AdapterInfo",
+_MESSAGES: tuple[type[object], ...] = (
+    credentials.EnrolRequest,
+    credentials.Enrolment,
+    credentials.Challenge,
+    credentials.AccessRequest,
+    credentials.AccessToken,
+    credentials.Departure,
+    credentials.KeyChange,
+    TaskSpec,
+    messages.CheckIn,
+    messages.CheckInReply,
+    messages.RoundStatus,
+    messages.Receipt,
+    messages.AdapterInfo,
 )
 _PROBLEM = messages.Problem(title="busy", status=503, code="server_busy", detail="come back")
 _DIGEST = "ab" * 32
@@ -176,7 +177,7 @@ def _slice_ranks() -> Target:
 
 def _messages() -> list[Target]:
     examples = message_examples()
-    return [_message(name, getattr(messages, name), examples[name]) for name in _MESSAGES]
+    return [_message(kind.__name__, kind, examples[kind.__name__]) for kind in _MESSAGES]
 
 
 def _message(name: str, kind: type[object], sample: object) -> Target:

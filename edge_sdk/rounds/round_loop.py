@@ -328,7 +328,7 @@ class RoundLoop:
         slices = self._slices(part.task, work, journal)
         start = journal.progress()
         already = f", {start.step} steps are done" if start is not None else ""
-        log.info("round %d: %d ranks to train%s", work.round_number, work.k, already)
+        log.info("round %d: training %d ranks%s", work.round_number, work.k, already)
         counts_late = part.task.policy.stragglers == "fold"
 
         def keep(steps: Steps) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,7 +36,20 @@ def wide_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def thirsty(tmp_path: Path, wide_llama: Path) -> Iterator[ThirstyTask]:
     """Two rounds of 24 examples at once, each of 96 tokens: 35 MB of activations."""
-    texts = [" ".join([WORDS[i], *["city"] * 60, *["is"] * 33]) for i in range(24)]
+    with thirsty_task(tmp_path, wide_llama, tokens=96) as task:
+        yield task
+
+
+@pytest.fixture
+def thirstier(tmp_path: Path, wide_llama: Path) -> Iterator[ThirstyTask]:
+    """The same with 288 tokens: there are smaller plans, and smaller ones than those."""
+    with thirsty_task(tmp_path, wide_llama, tokens=288) as task:
+        yield task
+
+
+@contextmanager
+def thirsty_task(tmp_path: Path, wide_llama: Path, tokens: int) -> Iterator[ThirstyTask]:
+    texts = [" ".join([WORDS[i], *["city"] * (tokens - 36), *["is"] * 33]) for i in range(24)]
     data = write_jsonl(
         tmp_path / "data.jsonl", [{"prompt": text, "completion": " yes"} for text in texts]
     )
@@ -43,7 +57,7 @@ def thirsty(tmp_path: Path, wide_llama: Path) -> Iterator[ThirstyTask]:
         server.command(
             *("task", "create", "t", "--model", str(wide_llama), "--rank", str(R)),
             *("--sketch-sizes", "1,2,4,8", "--rounds", "2", "--cohort-size", "1"),
-            *("--batch-size", "24", "--max-length", "96", "--local-steps", str(LAST_STEP)),
+            *("--batch-size", "24", "--max-length", str(tokens), "--local-steps", str(LAST_STEP)),
             *("--seed", str(SEED)),
         )
         token = server.command("token", "create")["enrolment_token"]

@@ -120,7 +120,7 @@ def test_an_update_counted_before_is_not_reported_as_lost_when_the_answer_was(
     with monkeypatch.context() as patch:
         patch.setattr(Journal, "clear", lambda journal: None)
         first = next(device().rounds())
-    status = device()._connected().round_status
+    status = device().membership.transport.round_status
     while status(task, 1).state != "closed":
         time.sleep(0.05)
     again = next(device().rounds())

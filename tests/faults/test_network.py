@@ -111,7 +111,7 @@ def test_every_round_over_a_bad_network_ends_with_one_update(learner, hasty):
 
 def test_a_server_that_stays_away_ends_a_round_with_a_typed_error(learner, hasty, monkeypatch):
     proxy, loop = learner
-    monkeypatch.setattr(loop, "_outage_patience_s", 0.3)
+    monkeypatch.setattr(loop.membership, "_outage_patience_s", 0.3)
     rounds = loop.rounds()
     next(rounds)
     proxy.faults[:] = [Fault(is_reset=True, times=10_000)]

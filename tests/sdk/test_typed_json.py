@@ -9,7 +9,7 @@ _RACE = """
 import sys
 import threading
 
-from edge_sdk.wire import messages
+from edge_sdk.wire import messages, task
 from tests.server.tasks import tiny_spec
 
 body = messages.encode_message(tiny_spec())
@@ -19,7 +19,7 @@ start = threading.Barrier(8)
 
 def decode():
     start.wait()
-    assert messages.decode_message(messages.TaskSpec, body) == tiny_spec()
+    assert messages.decode_message(task.TaskSpec, body) == tiny_spec()
 
 
 threads = [threading.Thread(target=decode) for _ in range(8)]
