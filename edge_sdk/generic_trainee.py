@@ -15,6 +15,7 @@ from edge_sdk.loaded_model import LoadedModel
 from edge_sdk.lora import attach
 from edge_sdk.predictions import predict
 from edge_sdk.scores import Score
+from edge_sdk.sketch import Factors
 from edge_sdk.wire.payload import Arrays
 from edge_sdk.wire.task import AdapterSpec
 
@@ -52,9 +53,9 @@ class GenericTrainee:
         self._undo.callback(self._attached.detach)
         self._undo.enter_context(checkpointed_blocks(base.model, recomputed_blocks))
 
-    def parameters(self) -> list[nn.Parameter]:
-        """Return what is trained."""
-        return self._attached.parameters()
+    def parameters(self, factors: Factors = "AB") -> list[nn.Parameter]:
+        """Return what is trained when these factors are; dense parameters always are."""
+        return self._attached.parameters(factors)
 
     def gradients(self, examples: Sequence[Example]) -> float:
         """Set the gradients to those of the mean loss over everything learned; return it."""

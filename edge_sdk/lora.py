@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from edge_sdk.errors import AdapterError
+from edge_sdk.sketch import Factors
 from edge_sdk.wire.payload import adapter_shapes
 from edge_sdk.wire.task import AdapterSpec
 
@@ -78,9 +79,14 @@ class SketchedAdapter:
             leave = owner.register_forward_hook(lambda _, args, y: _cast((y,), native)[0])
             self._undo += [enter.remove, leave.remove]
 
-    def parameters(self) -> list[nn.Parameter]:
-        """Return what is trained: A and B of every trained layer, then the dense parameters."""
-        return [x for x in self._parameters.values() if x.requires_grad]
+    def parameters(self, factors: Factors = "AB") -> list[nn.Parameter]:
+        """Return what is trained: factors of every trained layer, then the dense parameters."""
+        others = tuple(f".lora_{factor}" for factor in "AB" if factor not in factors)
+        return [
+            parameter
+            for name, parameter in self._parameters.items()
+            if parameter.requires_grad and not name.endswith(others)
+        ]
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Return copies of all values, trained or not, under the names the wire uses."""

@@ -8,7 +8,7 @@ Symbols as in the method (FSLoRA, arXiv:2501.19389): the global adapter is ``B (
 from __future__ import annotations
 
 import hashlib
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,8 @@ from edge_sdk.errors import SketchError
 
 Indices = NDArray[np.int64]
 Matrix = NDArray[Any]
+Factors = Literal["AB", "A", "B"]
+"""The factors of an adapter that are trained; the other one stays as it is."""
 
 
 def derive_seed(task_seed: int, round_number: int, device_id: str) -> int:

@@ -21,7 +21,7 @@ from edge_sdk.memory_guard import is_out_of_memory
 from edge_sdk.optimizers import SGD, AdamW, Optimizer
 from edge_sdk.progress import Progress, Steps
 from edge_sdk.scores import Score
-from edge_sdk.sketch import sketched_scaling
+from edge_sdk.sketch import Factors, sketched_scaling
 from edge_sdk.wire.payload import Arrays
 from edge_sdk.wire.task import AdapterSpec, TrainingSpec
 
@@ -33,8 +33,8 @@ _DATA_ORDER = 1  # the ranks of the round are drawn from the same seed: never fr
 class Trainee(Protocol):
     """The ranks one device trains in one round, on a frozen base."""
 
-    def parameters(self) -> list[nn.Parameter]:
-        """Return what is trained."""
+    def parameters(self, factors: Factors = "AB") -> list[nn.Parameter]:
+        """Return what is trained when these factors are; dense parameters always are."""
 
     def gradients(self, examples: Sequence[Example]) -> float:
         """Set the gradients to those of the mean loss over everything learned; return it."""
@@ -121,11 +121,11 @@ class LocalResult:
 class _Steps:
     """The steps taken so far, and what they changed."""
 
-    def __init__(self, trainee: Trainee, optimizer: Optimizer) -> None:
+    def __init__(self, parameters: Sequence[nn.Parameter], optimizer: Optimizer) -> None:
         self.losses: list[float] = []
         self.step_s: list[float] = []
         self.longest = 0
-        self._values = {f"value.{i}": x.detach() for i, x in enumerate(trainee.parameters())}
+        self._values = {f"value.{i}": x.detach() for i, x in enumerate(parameters)}
         self._optimizer = optimizer
 
     def progress(self) -> Progress:
@@ -164,6 +164,8 @@ def train_round(
     micro_batch: int | None = None,
     recomputed_blocks: int = 0,
     trained_targets: Collection[str] | None = None,
+    factors: Factors = "AB",
+    scale: float | None = None,
     pull: Pull | None = None,
     start: Progress | None = None,
     on_progress: Callable[[Steps], None] | None = None,
@@ -187,6 +189,8 @@ def train_round(
         recomputed_blocks: Blocks that keep their input alone and are computed again going back.
         trained_targets: Module name endings to train; the others keep the ranks they were
             given, and their update is zero. None trains all.
+        factors: What is trained of them; the update of the other factor is zero.
+        scale: Of ``B A`` in the forward; None is that of a sketch.
         pull: Towards what the values are pulled after each step; None pulls nowhere.
         start: Where training with these very arguments stood before; its arrays are emptied.
         on_progress: Called after each step; may take what going on from there needs.
@@ -204,7 +208,8 @@ def train_round(
     check_slices(adapter, slices, k)
     if pull is not None:
         check_slices(adapter, pull.towards, k)
-    scale = sketched_scaling(adapter.lora_alpha, adapter.r, k, adapter.use_rslora)
+    if scale is None:
+        scale = sketched_scaling(adapter.lora_alpha, adapter.r, k, adapter.use_rslora)
     failure = None
     try:
         trainee = base.trainee(
@@ -212,7 +217,7 @@ def train_round(
         )
         try:
             done = _local_steps(
-                trainee, training, examples, seed, on_step, pull, start, on_progress
+                trainee, factors, training, examples, seed, on_step, pull, start, on_progress
             )
             update = _difference(trainee.arrays(), slices)
         finally:
@@ -237,6 +242,7 @@ def _difference(after: Arrays, before: Arrays) -> Arrays:
 
 def _local_steps(
     trainee: Trainee,
+    factors: Factors,
     training: TrainingSpec,
     examples: Sequence[Example],
     seed: int,
@@ -245,9 +251,10 @@ def _local_steps(
     start: Progress | None,
     on_progress: Callable[[Steps], None] | None,
 ) -> _Steps:
-    optimizer = _optimizer(trainee, training)
+    parameters = trainee.parameters(factors)
+    optimizer = _optimizer(parameters, training)
     batch_size = min(training.batch_size, len(examples))
-    done = _Steps(trainee, optimizer)
+    done = _Steps(parameters, optimizer)
     if start is not None:
         done.go_on_from(start)
     taken = len(done.losses)
@@ -271,10 +278,10 @@ def _local_steps(
     return done
 
 
-def _optimizer(trainee: Trainee, training: TrainingSpec) -> Optimizer:
+def _optimizer(parameters: Sequence[nn.Parameter], training: TrainingSpec) -> Optimizer:
     """Return a fresh optimizer: the next round has other ranks, so no state may outlive this."""
     chosen = SGD if training.optimizer == "sgd" else AdamW
-    return chosen(trainee.parameters(), training.local_lr, training.weight_decay)
+    return chosen(parameters, training.local_lr, training.weight_decay)
 
 
 def _example_order(count: int, seed: int) -> Iterator[int]:

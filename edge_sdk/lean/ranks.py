@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from edge_sdk.lean.workspace import Workspace
 from edge_sdk.lora import NamedArrays, check_slices
+from edge_sdk.sketch import Factors
 from edge_sdk.wire.task import AdapterSpec
 
 
@@ -148,9 +149,15 @@ class Ranks:
                 is_trained=trained,
             )
 
-    def parameters(self) -> list[nn.Parameter]:
-        """Return what is trained."""
-        every = [x for group in self.groups.values() for x in (*group.A_of, *group.B_of)]
+    def parameters(self, factors: Factors = "AB") -> list[nn.Parameter]:
+        """Return what is trained when these factors are."""
+        every = [
+            x
+            for group in self.groups.values()
+            for factor, parameters in (("A", group.A_of), ("B", group.B_of))
+            if factor in factors
+            for x in parameters
+        ]
         return [x for x in every if x.requires_grad]
 
     def zero_gradients(self) -> None:

@@ -11,6 +11,7 @@ from edge_sdk.lean.llama import Llama
 from edge_sdk.lean.packing import micro_batches, pack
 from edge_sdk.lean.ranks import Ranks
 from edge_sdk.scores import Score
+from edge_sdk.sketch import Factors
 from edge_sdk.wire.payload import Arrays
 
 
@@ -32,9 +33,9 @@ class LeanTrainee:
         self._capacity = capacity
         self._recomputed_blocks = recomputed_blocks
 
-    def parameters(self) -> list[nn.Parameter]:
-        """Return what is trained."""
-        return self._ranks.parameters()
+    def parameters(self, factors: Factors = "AB") -> list[nn.Parameter]:
+        """Return what is trained when these factors are."""
+        return self._ranks.parameters(factors)
 
     def gradients(self, examples: Sequence[Example]) -> float:
         """Set the gradients to those of the mean loss over everything learned; return it."""
