@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
-import safetensors
 import torch
 import transformers
 from torch import nn
@@ -23,21 +21,11 @@ from edge_sdk.heap import allocate_exactly, release_freed_memory
 from edge_sdk.loaded_model import LoadedModel
 from edge_sdk.model_folder import read_config
 from edge_sdk.narrow_linear import store_as_bf16
+from edge_sdk.tokenizer import LOAD_ERRORS, load_tokenizer, quiet_libraries
 from edge_sdk.wire.payload import Arrays
 from edge_sdk.wire.task import AdapterSpec, BaseModel
 
 _LOAD_IN_ORDER = "HF_DEACTIVATE_ASYNC_LOAD"
-_LOAD_ERRORS = (
-    ImportError,
-    KeyError,
-    AttributeError,
-    TypeError,
-    OSError,
-    ValueError,
-    RuntimeError,
-    MemoryError,
-    safetensors.SafetensorError,
-)
 
 
 class LoadedBase(LoadedModel):
@@ -104,10 +92,10 @@ def load_base(
     dtype = choose_compute_dtype(device, computes_in_bf16)
     dtype = torch.float32 if quantization == "fp32" else dtype
     tokenizer = load_tokenizer(folder)
-    with _quiet_libraries(), _one_tensor_at_a_time():
+    with quiet_libraries(), _one_tensor_at_a_time():
         try:
             model = _load_model(folder, spec, quantization, dtype, device)
-        except _LOAD_ERRORS as error:
+        except LOAD_ERRORS as error:
             raise ModelError(
                 f"the base model in {folder} cannot be loaded as {quantization}: {error}"
             ) from error
@@ -117,27 +105,6 @@ def load_base(
     model.requires_grad_(False)
     model.eval()
     return LoadedBase(model, tokenizer, spec, quantization, dtype)
-
-
-def load_tokenizer(folder: Path) -> Any:
-    """Load the tokenizer of a base model; it pads on the right, with the end token if need be.
-
-    Raises:
-        ModelError: Missing, damaged, or without any token to pad with.
-    """
-    with _quiet_libraries():
-        try:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(
-                folder, local_files_only=True, trust_remote_code=False
-            )
-        except _LOAD_ERRORS as error:
-            raise ModelError(f"the tokenizer in {folder} cannot be loaded: {error}") from error
-    tokenizer.padding_side = "right"
-    if tokenizer.pad_token_id is None:
-        if tokenizer.eos_token is None:
-            raise ModelError(f"the tokenizer in {folder} has neither a padding nor an end token")
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
 
 
 def choose_compute_dtype(device: torch.device, computes_in_bf16: bool | None = None) -> torch.dtype:
@@ -312,20 +279,3 @@ def _one_tensor_at_a_time() -> Iterator[None]:
             del os.environ[_LOAD_IN_ORDER]
         else:
             os.environ[_LOAD_IN_ORDER] = before
-
-
-@contextmanager
-def _quiet_libraries() -> Iterator[None]:
-    """Keep progress bars and load reports off the terminal; what matters becomes an error."""
-    bnb, hf = logging.getLogger("bitsandbytes"), transformers.utils.logging
-    before = (hf.get_verbosity(), hf.is_progress_bar_enabled(), bnb.level)
-    hf.set_verbosity_error()
-    hf.disable_progress_bar()
-    bnb.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        hf.set_verbosity(before[0])
-        if before[1]:
-            hf.enable_progress_bar()
-        bnb.setLevel(before[2])

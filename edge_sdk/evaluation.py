@@ -10,8 +10,9 @@ import torch
 from numpy.typing import NDArray
 
 from edge_sdk.base_model import LoadedBase
-from edge_sdk.data import Example, collate
+from edge_sdk.batches import collate
 from edge_sdk.errors import DataError
+from edge_sdk.example import Example
 from edge_sdk.predictions import predict
 from edge_sdk.tokenization import Part, Tokens, start_ids, tokenize
 

@@ -8,8 +8,8 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor, nn
 
+from edge_sdk.batches import Batch, collate
 from edge_sdk.checkpointing import checkpointed_blocks
-from edge_sdk.data import Batch, collate
 from edge_sdk.example import Example
 from edge_sdk.loaded_model import LoadedModel
 from edge_sdk.lora import attach

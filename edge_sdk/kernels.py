@@ -12,8 +12,8 @@ import transformers
 from torch import Tensor, nn
 
 from edge_sdk.base_model import LoadedBase
-from edge_sdk.data import Example
 from edge_sdk.errors import ModelError
+from edge_sdk.example import Example
 from edge_sdk.execution import Quantization
 from edge_sdk.model_shape import read_shape
 from edge_sdk.narrow_linear import NarrowLinear

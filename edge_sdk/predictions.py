@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from edge_sdk.data import IGNORED, Batch
+from edge_sdk.batches import IGNORED, Batch
 from edge_sdk.loaded_model import LoadedModel
 
 

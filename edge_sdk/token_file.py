@@ -67,6 +67,7 @@ def tokenized_examples(data: Path, folder: Path, base: BaseModel, max_length: in
 def main() -> int:
     """Tokenize as the four arguments say, and hand the tokens or the error over."""
     data, folder, base, max_length = sys.argv[1:]
+    sys.modules["torch"] = None  # type: ignore[assignment]  # transformers would import it
     # What a library prints must not end up among the tokens.
     with os.fdopen(os.dup(1), "wb") as reply:
         os.dup2(2, 1)
@@ -81,8 +82,8 @@ def main() -> int:
 
 
 def _read(data: Path, folder: Path, base: BaseModel, max_length: int) -> list[Example]:
-    from edge_sdk.base_model import load_tokenizer
     from edge_sdk.data import load_examples
+    from edge_sdk.tokenizer import load_tokenizer
 
     return load_examples(data, load_tokenizer(folder), base, max_length)
 

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from edge_sdk.base_model import LoadedBase
-from edge_sdk.data import Example
+from edge_sdk.example import Example
 from edge_sdk.sketch import derive_seed, draw_sketch
 from edge_sdk.training import train_round
 from edge_sdk.wire.payload import adapter_shapes, decode

@@ -15,11 +15,12 @@ from bitsandbytes.nn import Linear4bit
 from torch import nn
 from transformers.utils import logging as hf_logging
 
-from edge_sdk.base_model import choose_compute_dtype, load_base, load_tokenizer, verify_layers
+from edge_sdk.base_model import choose_compute_dtype, load_base, verify_layers
 from edge_sdk.errors import ModelError, WrongBaseModel
 from edge_sdk.model_folder import read_config
 from edge_sdk.model_shape import read_shape
 from edge_sdk.narrow_linear import NarrowLinear, store_as_bf16
+from edge_sdk.tokenizer import load_tokenizer
 from edge_sdk.wire.task import BaseModel, DenseSpec, LayerSpec
 from tests.sdk.parts import LABELS, adapter_spec, causal_spec, classifier_spec
 

@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from edge_sdk.base_model import LoadedBase, load_base
+from edge_sdk.batches import collate
 from edge_sdk.checkpointing import checkpointed_blocks
-from edge_sdk.data import collate, load_examples
+from edge_sdk.data import load_examples
 from edge_sdk.lora import attach
 from edge_sdk.model_folder import read_model_shape
 from edge_sdk.predictions import predict

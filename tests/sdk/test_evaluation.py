@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from edge_sdk.base_model import load_base
-from edge_sdk.data import collate, load_examples
+from edge_sdk.batches import collate
+from edge_sdk.data import load_examples
 from edge_sdk.errors import DataError
 from edge_sdk.evaluation import (
     choice_accuracy,

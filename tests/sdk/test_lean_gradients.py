@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from edge_sdk.data import collate
+from edge_sdk.batches import collate
 from edge_sdk.example import Example
 from edge_sdk.lean import native
 from edge_sdk.lean.base import LeanBase

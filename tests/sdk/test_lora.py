@@ -12,8 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from edge_sdk.base_model import load_base
-from edge_sdk.data import Example
 from edge_sdk.errors import AdapterError
+from edge_sdk.example import Example
 from edge_sdk.lora import SketchedLinear, attach
 from edge_sdk.training import train_round
 from edge_sdk.wire.task import AdapterSpec, DenseSpec, LayerSpec, TrainingSpec

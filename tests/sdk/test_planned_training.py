@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from edge_sdk.base_model import LoadedBase, load_base
-from edge_sdk.data import Example, load_examples
+from edge_sdk.data import load_examples
+from edge_sdk.example import Example
 from edge_sdk.training import LocalResult, train_round
 from edge_sdk.wire.task import TrainingSpec
 from tests.sdk.parts import TEXTS, adapter_spec, causal_spec, classifier_spec, random_arrays

@@ -14,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_sdk import token_file
-from edge_sdk.base_model import load_tokenizer
 from edge_sdk.data import load_examples
 from edge_sdk.errors import DataError, DeviceError, EdgeError, ModelError, OutOfMemory
 from edge_sdk.example import Example
 from edge_sdk.token_file import tokenized_examples
+from edge_sdk.tokenizer import load_tokenizer
 from tests.sdk.parts import QUESTIONS, TEXTS, causal_spec, classifier_spec
 from tests.tiny_model import write_jsonl
 
@@ -43,9 +43,9 @@ def here(data: Path, folder: Path, base, max_length: int = LENGTH) -> list[Examp
     return load_examples(data, load_tokenizer(folder), base, max_length)
 
 
-def install(monkeypatch: pytest.MonkeyPatch, folder: Path, torch: str) -> None:
-    """Let every new interpreter find this module instead of torch."""
-    (folder / "torch.py").write_text(torch, encoding="utf-8")
+def install(monkeypatch: pytest.MonkeyPatch, folder: Path, transformers: str) -> None:
+    """Let every new interpreter find this module instead of transformers."""
+    (folder / "transformers.py").write_text(transformers, encoding="utf-8")
     monkeypatch.setenv("PYTHONPATH", f"{folder}:{ROOT}")
 
 
@@ -61,11 +61,19 @@ def test_tokenizers_that_are_here_already_are_used(questions, tiny_llama, monkey
     assert token_file.tokenized_examples(questions, tiny_llama, causal_spec(), 64)
 
 
-@pytest.mark.parametrize("max_length", [LENGTH, 5])
-def test_causal_examples_are_those_of_this_process(questions, tiny_llama, max_length):
-    found = tokenized_examples(questions, tiny_llama, causal_spec(), max_length)
-    assert found == here(questions, tiny_llama, causal_spec(), max_length)
+def test_causal_examples_are_those_of_this_process(questions, tiny_llama):
+    found = tokenized_examples(questions, tiny_llama, causal_spec(), 5)
+    assert found == here(questions, tiny_llama, causal_spec(), 5)
     assert len(found) == len(QUESTIONS) + 2
+
+
+def test_torch_is_not_imported_for_it(questions, tiny_llama, tmp_path_factory, monkeypatch):
+    """It would take some seconds and a hundred megabytes."""
+    folder = tmp_path_factory.mktemp("library")
+    (folder / "torch.py").write_text("import os; os._exit(7)", encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", f"{folder}:{ROOT}")
+    found = tokenized_examples(questions, tiny_llama, causal_spec(), LENGTH)
+    assert found == here(questions, tiny_llama, causal_spec())
 
 
 def test_classifier_examples_are_those_of_this_process(tmp_path, tiny_bert):
@@ -144,22 +152,26 @@ def test_folder_without_a_tokenizer_is_the_same_model_error(questions, tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("torch", "kind", "said"),
+    ("transformers", "kind", "said"),
     [
         ("import os; os.kill(os.getpid(), 9)", DeviceError, r"was killed \(SIGKILL\)"),
         ("import os; os._exit(7)", DeviceError, "exit status 7"),
         ("import os; os._exit(3)", DeviceError, "exit status 3"),
         ("import os; os.write(1, b'{}'); os._exit(0)", DeviceError, "arrived damaged"),
-        ("raise ImportError('no torch')", DeviceError, r"no torch.*edge-sdk\[train\]"),
+        ("raise ImportError('no library')", DeviceError, r"no library.*edge-sdk\[train\]"),
         ("raise MemoryError", OutOfMemory, "memory ran out"),
-        ("raise ValueError('a secret')", DeviceError, r"with ValueError in torch\.py, line 1"),
+        (
+            "raise ValueError('a secret')",
+            DeviceError,
+            r"with ValueError in transformers\.py, line 1",
+        ),
     ],
     ids=["killed", "exits", "mute", "nothing", "not installed", "memory", "broken"],
 )
 def test_process_that_ends_early_is_one_clear_error_without_private_text(
-    questions, tiny_llama, tmp_path_factory, monkeypatch, capfd, caplog, torch, kind, said
+    questions, tiny_llama, tmp_path_factory, monkeypatch, capfd, caplog, transformers, kind, said
 ):
-    install(monkeypatch, tmp_path_factory.mktemp("torch"), torch)
+    install(monkeypatch, tmp_path_factory.mktemp("library"), transformers)
     with pytest.raises(EdgeError, match=said) as failed:
         tokenized_examples(questions, tiny_llama, causal_spec(), LENGTH)
     assert type(failed.value) is kind
@@ -169,7 +181,7 @@ def test_process_that_ends_early_is_one_clear_error_without_private_text(
 
 
 def test_process_that_hangs_is_ended(questions, tiny_llama, tmp_path_factory, monkeypatch):
-    install(monkeypatch, tmp_path_factory.mktemp("torch"), "import time; time.sleep(60)")
+    install(monkeypatch, tmp_path_factory.mktemp("library"), "import time; time.sleep(60)")
     monkeypatch.setattr(token_file, "_START_S", 1.0)
     with pytest.raises(DeviceError, match="more than 1 s"):
         tokenized_examples(questions, tiny_llama, causal_spec(), LENGTH)
@@ -178,13 +190,13 @@ def test_process_that_hangs_is_ended(questions, tiny_llama, tmp_path_factory, mo
 def test_what_libraries_print_is_not_taken_for_tokens(
     questions, tiny_llama, tmp_path_factory, monkeypatch, capfd
 ):
-    folder = tmp_path_factory.mktemp("torch")
+    folder = tmp_path_factory.mktemp("library")
     real = (
         "import sys\n"
         "print('a banner', flush=True)\n"
         f"sys.path.remove({str(folder)!r})\n"
-        "del sys.modules['torch']\n"
-        "import torch\n"
+        "del sys.modules['transformers']\n"
+        "import transformers\n"
     )
     install(monkeypatch, folder, real)
     found = tokenized_examples(questions, tiny_llama, causal_spec(), LENGTH)

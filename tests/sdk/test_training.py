@@ -15,7 +15,8 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
 from edge_sdk.base_model import LoadedBase, load_base
-from edge_sdk.data import Batch, Example, collate, load_examples
+from edge_sdk.batches import Batch, collate
+from edge_sdk.data import load_examples
 from edge_sdk.errors import (
     AdapterError,
     LossDiverged,
@@ -24,6 +25,7 @@ from edge_sdk.errors import (
     WrongBaseModel,
 )
 from edge_sdk.evaluation import classification_accuracy, completion_loss
+from edge_sdk.example import Example
 from edge_sdk.sketch import draw_sketch, scatter_add
 from edge_sdk.training import train_round
 from edge_sdk.wire.payload import Arrays
