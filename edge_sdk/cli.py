@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 from rich.console import Console
 
-from edge_sdk.errors import EdgeError
+from edge_sdk.errors import ConfigError, EdgeError
 from edge_sdk.identity import default_state_folder
 from edge_sdk.infer_command import add_infer_options, run_infer
 from edge_sdk.plan_command import add_allowance_options, add_plan_options, run_plan
@@ -112,6 +112,18 @@ def _doctor(options: argparse.Namespace) -> int:
     return 0 if is_healthy(findings) else 1
 
 
+def _simulate(options: argparse.Namespace) -> None:
+    try:
+        from simulation.command import run_simulations
+    except ImportError as error:
+        raise ConfigError(
+            f"simulations need the server's code ({error}): pip install 'edge-sdk[simulate]'"
+        ) from error
+    found = run_simulations(options, _out)
+    if options.json:
+        _print_json(found)
+
+
 def _print_json(value: object) -> None:
     sys.stdout.write(msgspec.json.encode(value).decode() + "\n")
     sys.stdout.flush()
@@ -173,6 +185,12 @@ def _parser() -> argparse.ArgumentParser:
     infer = _command(commands, "infer", _infer, "use a base model with an adapter")
     add_infer_options(infer)
     _add_model(infer, required=False)
+
+    simulate = _command(commands, "simulate", _simulate, "run a made-up fleet in this process")
+    simulate.add_argument("config", type=Path, help="TOML file, see docs/simulation.md")
+    simulate.add_argument("--out", type=Path, help="folder of the results (default: by the file)")
+    simulate.add_argument("--jobs", type=int, default=1, help="runs at once, each in a process")
+    simulate.add_argument("--ray", action="store_true", help="run them on a Ray cluster")
 
     doctor = _command(commands, "doctor", _doctor, "try what usually fails, and say how to fix it")
     doctor.add_argument("--server", help="default: the one this device joined")

@@ -1,0 +1,1 @@
+"""How federated LoRA methods compare on fleets of unequal devices."""

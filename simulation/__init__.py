@@ -1,0 +1,1 @@
+"""Whole fleets in one process: the server's and the devices' own code, in virtual time."""

@@ -1,0 +1,94 @@
+"""``edge-sdk simulate``: run what a file describes, and show what the runs came to."""
+
+from __future__ import annotations
+
+import argparse
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from edge_sdk.quantities import format_bytes
+from simulation.config import RunConfig, read_runs
+from simulation.interval import interval
+from simulation.results import Result, RoundRow
+from simulation.run import run_simulation
+from simulation.sweep import run_apart
+
+
+def run_simulations(options: argparse.Namespace, console: Console) -> list[Any]:
+    """Run a file; print for people unless JSON was asked for; return results for machines.
+
+    Raises:
+        ConfigError: The file is not what it should be, or results there are of another one.
+    """
+    runs = read_runs(options.config)
+    out: Path = options.out or Path(options.config.stem)
+    if options.jobs > 1 or options.ray:
+        run_apart(options.config, runs, out, options.jobs, options.ray)
+    results = {name: _run(name, config, out, options, console) for name, config in runs.items()}
+    if not options.json:
+        _print(results, console)
+        console.print(f"a file for each run is in {out}")
+    return [msgspec.to_builtins(x.summary) | {"run": name} for name, x in results.items()]
+
+
+def _run(
+    name: str, config: RunConfig, out: Path, options: argparse.Namespace, console: Console
+) -> Result:
+    path = out / f"{name}.json"
+    if options.json:
+        return run_simulation(config, path)
+    with Progress(console=console, transient=True) as progress:
+        bar = progress.add_task(name, total=config.rounds)
+
+        def show(row: RoundRow) -> None:
+            progress.update(bar, completed=row.number)
+
+        return run_simulation(config, path, show)
+
+
+def _print(results: Mapping[str, Result], console: Console) -> None:
+    """Print a row for each variant, its seeds together."""
+    variants: dict[str, list[Result]] = defaultdict(list)
+    for name, result in results.items():
+        variants[name.rpartition("-")[0]].append(result)
+    table = Table(
+        *("run", "seeds", "held-out loss", "accuracy", "sent", "fetched", "rounds", "a round"),
+        *("dropped", "ranks a round", "oldest", "aggregation error"),
+    )
+    for name, seeds in variants.items():
+        table.add_row(*_row(name, seeds))
+    console.print(table)
+
+
+def _row(name: str, results: Sequence[Result]) -> list[str]:
+    found = [x.summary for x in results]
+    count = len(found)
+    return [
+        name + (" (diverged)" if any(x.is_diverged for x in found) else ""),
+        str(count),
+        _with_interval([x.heldout_loss for x in found], "{:.3f}"),
+        _with_interval([x.accuracy for x in found], "{:.1%}"),
+        format_bytes(sum(x.uplink_bytes for x in found) // count),
+        format_bytes(sum(x.downlink_bytes for x in found) // count),
+        str(found[0].rounds),
+        f"{sum(60 * x.hours / max(1, x.rounds) for x in found) / count:.1f} min",
+        f"{sum(x.dropped / max(1, x.assigned) for x in found) / count:.1%}",
+        f"{sum(x.trained_ranks for x in found) / count:.1%}",
+        str(max(x.oldest_rank for x in found)),
+        _with_interval([x.aggregation_error for x in found], "{:.4f}"),
+    ]
+
+
+def _with_interval(values: Sequence[float | None], form: str) -> str:
+    found = [x for x in values if x is not None]
+    if not found:
+        return "-"
+    mean, half = interval(found)
+    return form.format(mean) + (f" ± {form.format(half)}" if half is not None else "")
