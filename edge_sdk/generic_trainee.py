@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
@@ -82,15 +83,15 @@ class GenericTrainee:
 
     def scores(self, examples: Iterable[Example]) -> Iterator[Score]:
         """Yield how well the model with these ranks predicts each example; no gradients."""
-        for example in examples:
-            batch = collate([example], self._base.tokenizer.pad_token_id)
+        rest = iter(examples)
+        while some := list(islice(rest, self._micro_batch or 1)):
+            batch = collate(some, self._base.tokenizer.pad_token_id)
             with torch.inference_mode():
                 predictions = predict(self._base, batch)
-                loss = float(predictions.summed_loss()) / predictions.count()
-                is_right = None
-                if example.label is not None:
-                    is_right = int(predictions.logits.argmax()) == example.label
-            yield Score(loss, is_right)
+                losses = (-predictions.log_probabilities() / predictions.counts()).tolist()
+                classes = predictions.logits[:, 0].argmax(dim=-1).tolist()
+            for example, loss, found in zip(some, losses, classes, strict=True):
+                yield Score(loss, None if example.label is None else found == example.label)
 
     def detach(self) -> None:
         """Give the model its own modules back."""

@@ -8,6 +8,7 @@ import sys
 _M_TRIM_THRESHOLD = -1  # from malloc.h
 _M_MMAP_THRESHOLD = -3
 _OWN_MAPPING_BYTES = 32768
+_LARGEST_THRESHOLD = 32 << 20  # that glibc takes
 
 
 def allocate_exactly() -> None:
@@ -21,6 +22,14 @@ def allocate_exactly() -> None:
     if libc is not None:
         libc.mallopt(_M_MMAP_THRESHOLD, _OWN_MAPPING_BYTES)
         libc.mallopt(_M_TRIM_THRESHOLD, _OWN_MAPPING_BYTES)
+
+
+def allocate_fast() -> None:
+    """Undo :func:`allocate_exactly`: keep freed pages, where nobody has to predict the peak."""
+    libc = _glibc()
+    if libc is not None:
+        libc.mallopt(_M_MMAP_THRESHOLD, _LARGEST_THRESHOLD)
+        libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def release_freed_memory() -> None:

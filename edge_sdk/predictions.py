@@ -33,6 +33,10 @@ class Predictions:
         """Return how many targets are learned."""
         return int((self.targets != IGNORED).sum())
 
+    def counts(self) -> Tensor:
+        """Return ``(n,)``: how many targets of each example are learned."""
+        return (self.targets != IGNORED).sum(dim=1)
+
     def log_probabilities(self) -> Tensor:
         """Return ``(n,)``: the summed log-probability of each example's targets."""
         return -self._losses().sum(dim=1)

@@ -67,7 +67,7 @@ class StandInConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         layers: ``(d_in, d_out)`` of every adapted layer.
     """
 
-    layers: tuple[tuple[int, int], ...] = ((8, 8), (8, 8))
+    layers: tuple[tuple[int, int], ...] = ((64, 64), (64, 64))
 
 
 class DeviceClass(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -15,6 +15,7 @@ import numpy as np
 from edge_sdk.errors import ConfigError
 from edge_sdk.example import Example
 from edge_sdk.execution import Execution
+from edge_sdk.heap import allocate_fast
 from edge_sdk.model_folder import read_model_shape, weights_digest
 from edge_sdk.model_shape import ModelShape
 from edge_sdk.wire.payload import Arrays, adapter_shapes
@@ -211,7 +212,9 @@ class Students:
             k=1,
         )
         warm_up_for(self._folder, self.base, execution, config.threads)
-        return load_trainable(self._folder, self.base, execution, config.threads)
+        base = load_trainable(self._folder, self.base, execution, config.threads)
+        allocate_fast()  # no device's memory is counted here
+        return base
 
     def _changed(self, change: BaseChange) -> AbstractContextManager[None]:
         if not change:
