@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import threading
 
-from edge_sdk.sketch import Indices, draw_sketch
+from edge_sdk.sketch import Indices
 from edge_sdk.wire import payload
 from edge_sdk.wire.messages import SliceRanks, encode_message
 from edge_sdk.wire.payload import Arrays
 from edge_sdk.wire.task import AdapterSpec, TaskSpec
 from server.aggregation import cut_slice
-from server.balanced import balanced_sketch, balanced_spread
 from server.blobs import Blobs
+from server.methods.method import Turn
+from server.methods.sketched import sketch
 from server.store import AdapterRow, AssignmentRow, TaskRow
 
 
@@ -91,8 +92,5 @@ def indices_of(task_seed: int, spec: TaskSpec, assignment: AssignmentRow) -> lis
         assignment: As it is stored: its own seed says which ranks, or, if the task balances its
             draws, where they begin in them.
     """
-    r, layers = spec.adapter.r, len(spec.adapter.layers)
-    if assignment.drawn_from is None:
-        return draw_sketch(assignment.seed, r, assignment.k, layers)
-    spread = balanced_spread(r, spec.policy.sketch_sizes)
-    return balanced_sketch(task_seed, r, spread, layers, assignment.drawn_from, assignment.k)
+    turn = Turn(seed=assignment.seed, task_seed=task_seed, drawn_from=assignment.drawn_from)
+    return sketch(spec, assignment.k, turn)

@@ -14,13 +14,13 @@ from edge_sdk.wire.update_body import view_update
 from server.adapters import AdapterShelf, indices_of
 from server.aggregation import RunningSum, WeightedUpdate, late_weight, update_weight
 from server.blobs import Blobs
-from server.combining import combine
 from server.failpoints import hit
 from server.lookup import find_adapter, find_counted, find_round, find_task
+from server.methods.method import GlobalModel
+from server.methods.sketched import move_by_mean
 from server.optimizer_state import State, decode_state, encode_state
 from server.partial_sum import encode_sum, read_sum
 from server.rounds import Round, close_round, next_state
-from server.server_optimizers import step
 from server.standing import store_round
 from server.store import AdapterRow, AssignmentRow, Store, TaskRow, Transaction, UpdateRow
 
@@ -124,20 +124,21 @@ class Closing:
     ) -> AdapterRow:
         """Move an adapter version by the updates of a round and store the next, durably."""
         spec = task.spec
-        mean = combine(spec, updates)
-        adapter = self._shelf.read(spec.adapter, before)
-        after, state = step(adapter, mean, spec, self._read_state(task, before))
+        model = GlobalModel(
+            adapter=self._shelf.read(spec.adapter, before), state=self._read_state(task, before)
+        )
+        after = move_by_mean(spec, model, updates)
         hit("before-adapter-kept")
         row = self._shelf.write(
             spec.adapter,
-            after,
+            after.adapter,
             task=task.name,
             version=before.version + 1,
             round_number=before.version + 1,
             now=self._clock(),
         )
-        if state is not None:
-            row = replace(row, optimizer_digest=self._blobs.put(encode_state(state)))
+        if after.state is not None:
+            row = replace(row, optimizer_digest=self._blobs.put(encode_state(after.state)))
         hit("after-adapter-kept")
         return row
 

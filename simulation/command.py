@@ -16,7 +16,7 @@ from rich.table import Table
 from edge_sdk.quantities import format_bytes
 from simulation.config import RunConfig, read_runs
 from simulation.interval import interval
-from simulation.results import Result, RoundRow
+from simulation.results import Result, RoundRow, Summary
 from simulation.run import run_simulation
 from simulation.sweep import run_apart
 
@@ -54,35 +54,55 @@ def _run(
 
 
 def _print(results: Mapping[str, Result], console: Console) -> None:
-    """Print a row for each variant, its seeds together."""
-    variants: dict[str, list[Result]] = defaultdict(list)
+    """Print a row for each variant, its seeds together: what it learned, what the fleet did."""
+    variants: dict[str, list[Summary]] = defaultdict(list)
     for name, result in results.items():
-        variants[name.rpartition("-")[0]].append(result)
-    table = Table(
-        *("run", "seeds", "held-out loss", "accuracy", "sent", "fetched", "rounds", "a round"),
-        *("dropped", "ranks a round", "oldest", "aggregation error"),
+        variants[name.rpartition("-")[0]].append(result.summary)
+    learned = Table(
+        *("run", "seeds", "held-out loss", "accuracy", "aggregation error"),
+        title="What was learned",
     )
-    for name, seeds in variants.items():
-        table.add_row(*_row(name, seeds))
-    console.print(table)
+    fleet = Table(
+        *("run", "rounds", "min", "sent", "fetched", "lost", "late", "ranks", "cold"),
+        title="What the fleet did",
+    )
+    for name, found in variants.items():
+        if any(x.heldout_loss is not None for x in found):
+            learned.add_row(*_learned_row(name, found))
+        fleet.add_row(*_fleet_row(name, found))
+    if learned.row_count:
+        console.print(learned)
+    console.print(fleet)
+    console.print(
+        "min: virtual minutes of a round; lost, late: of the devices that got work; ranks: trained "
+        "in a round; cold: rounds that a rank was left alone, at most"
+    )
 
 
-def _row(name: str, results: Sequence[Result]) -> list[str]:
-    found = [x.summary for x in results]
-    count = len(found)
+def _learned_row(name: str, found: Sequence[Summary]) -> list[str]:
+    diverged = sum(x.is_diverged for x in found)
     return [
-        name + (" (diverged)" if any(x.is_diverged for x in found) else ""),
-        str(count),
+        name + (f" ({diverged} diverged)" if diverged else ""),
+        str(len(found)),
         _with_interval([x.heldout_loss for x in found], "{:.3f}"),
         _with_interval([x.accuracy for x in found], "{:.1%}"),
+        _with_interval([x.aggregation_error for x in found], "{:.2g}"),
+    ]
+
+
+def _fleet_row(name: str, found: Sequence[Summary]) -> list[str]:
+    count = len(found)
+    assigned = max(1, sum(x.assigned for x in found))
+    return [
+        name,
+        " ".join(sorted({f"{x.rounds:,}" for x in found})),
+        f"{sum(60 * x.hours / max(1, x.rounds) for x in found) / count:.1f}",
         format_bytes(sum(x.uplink_bytes for x in found) // count),
         format_bytes(sum(x.downlink_bytes for x in found) // count),
-        str(found[0].rounds),
-        f"{sum(60 * x.hours / max(1, x.rounds) for x in found) / count:.1f} min",
-        f"{sum(x.dropped / max(1, x.assigned) for x in found) / count:.1%}",
+        f"{sum(x.dropped for x in found) / assigned:.1%}",
+        f"{sum(x.late for x in found) / assigned:.1%}",
         f"{sum(x.trained_ranks for x in found) / count:.1%}",
         str(max(x.oldest_rank for x in found)),
-        _with_interval([x.aggregation_error for x in found], "{:.4f}"),
     ]
 
 

@@ -38,6 +38,8 @@ LIGHT_MODULES = [
     "server",
     "server.cli",
     "server.app",
+    "simulation.run",
+    "simulation.command",
 ]
 TRAINING_MODULES = ["edge_sdk.local_trainer", "edge_sdk.trainable_base", "edge_sdk.lean.base"]
 SERVER_MAY_IMPORT = {
@@ -83,6 +85,18 @@ PURE = [
     "server/rounds.py",
     "server/cohort.py",
     "server/aggregation.py",
+    "server/methods/method.py",
+    "server/methods/sketched.py",
+    "server/methods/hetlora.py",
+    "server/methods/flexlora.py",
+    "server/methods/flora.py",
+    "server/methods/fedex_lora.py",
+    "server/methods/base_change.py",
+    "server/methods/error.py",
+    "server/methods/cost.py",
+    "simulation/fleet.py",
+    "simulation/rounds.py",
+    "simulation/coverage.py",
 ]
 IMPURE_MODULES = {"os", "pathlib", "time", "random", "socket", "requests", "sqlalchemy", "logging"}
 
@@ -136,7 +150,7 @@ def test_pure_module_reads_no_clock_file_or_network(path):
 def test_nothing_reads_or_writes_pickle():
     files = [
         f
-        for folder in ("edge_sdk", "server", "demo", "bench")
+        for folder in ("edge_sdk", "server", "simulation", "demo", "bench")
         for f in (ROOT / folder).rglob("*.py")
     ]
     assert files

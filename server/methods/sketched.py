@@ -37,8 +37,11 @@ def move_by_mean(
     spec: TaskSpec,
     model: GlobalModel,
     updates: Iterable[WeightedUpdate],
-    rng: np.random.Generator,
+    rng: np.random.Generator | None = None,
 ) -> GlobalModel:
-    """Move the adapter by the mean update: ``X <- X + server_lr * sum p scatter(update)``."""
+    """Move the adapter by the mean update: ``X <- X + server_lr * sum p scatter(update)``.
+
+    Memory does not grow with the number of updates; nothing random is needed.
+    """
     adapter, state = step(model.adapter, combine(spec, updates), spec, model.state)
     return replace(model, adapter=adapter, state=state)
