@@ -101,9 +101,48 @@ def test_a_goal_of_another_shape_is_refused_before_anything_moves(base, adapter,
         )
 
 
-def scores_of(base, adapter, arrays, examples):
+@pytest.mark.parametrize("factors", ["A", "B"])
+def test_a_factor_that_is_not_trained_stays_and_the_other_moves_as_it_does_alone(
+    base, adapter, examples, factors
+):
+    """The first step sees the same gradients, whichever factors it moves."""
+    start = random_arrays(adapter, R, seed=3)
+    training = TrainingSpec(local_steps=1, local_lr=0.01, batch_size=2)
+    both, one = (
+        train_round(base, adapter, R, start, training, examples, 4, factors=which).update
+        for which in ("AB", factors)
+    )
+    for name, change in one.items():
+        expected = both[name] if name.endswith(f".lora_{factors}") else 0 * both[name]
+        np.testing.assert_array_equal(change, expected, err_msg=name)
+        assert both[name].any()
+
+
+def test_dense_parameters_learn_whatever_factors_do(tiny_bert, loaded_bert, tmp_path):
+    path = write_jsonl(tmp_path / "data.jsonl", TEXTS)
+    texts = load_examples(path, loaded_bert.tokenizer, classifier_spec(), max_length=32)
+    adapter = adapter_spec(tiny_bert, classifier_spec(), r=R)
+    start = random_arrays(adapter, R, seed=3)
+    training = TrainingSpec(local_steps=1, local_lr=0.01, batch_size=2)
+    update = train_round(loaded_bert, adapter, R, start, training, texts, 4, factors="B").update
+    assert all(update[dense.name].any() for dense in adapter.dense)
+
+
+def test_a_scale_of_ones_own_takes_the_place_of_the_sketchs(base, adapter, examples):
+    start = random_arrays(adapter, R // 2, seed=3)
+    training = TrainingSpec(local_steps=2, local_lr=0.01, batch_size=2)
+    own = sketched_scaling(adapter.lora_alpha, R, R // 2, adapter.use_rslora)
+    plain, same, other = (
+        train_round(base, adapter, R // 2, start, training, examples, 4, scale=scale).update
+        for scale in (None, own, own / 2)
+    )
+    assert all(np.array_equal(plain[name], same[name]) for name in plain)
+    assert not all(np.array_equal(plain[name], other[name]) for name in plain)
+
+
+def scores_of(base, adapter, arrays, examples, at_once=1):
     scale = sketched_scaling(adapter.lora_alpha, R, R, adapter.use_rslora)
-    trainee = base.trainee(adapter, arrays, scale, (), examples, 1, 0)
+    trainee = base.trainee(adapter, arrays, scale, (), examples, at_once, 0)
     try:
         assert len(trainee.parameters()) == len(adapter.dense), "no rank has room for a gradient"
         return list(trainee.scores(examples))
@@ -111,9 +150,12 @@ def scores_of(base, adapter, arrays, examples):
         trainee.detach()
 
 
-def test_the_scores_of_examples_are_the_losses_of_each_alone(base, adapter, examples, loaded_llama):
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_the_scores_of_examples_are_the_losses_of_each_alone(
+    base, adapter, examples, loaded_llama, at_once
+):
     arrays = random_arrays(adapter, R, seed=3)
-    found = scores_of(base, adapter, arrays, examples)
+    found = scores_of(base, adapter, arrays, examples, at_once)
     scale = sketched_scaling(adapter.lora_alpha, R, R, adapter.use_rslora)
     attached = attach(loaded_llama.model, adapter, arrays, scale)
     expected = [completion_loss(loaded_llama, [example]) for example in examples]
@@ -129,12 +171,13 @@ def test_an_adapter_of_zeros_scores_like_the_base_alone(base, adapter, examples,
     np.testing.assert_allclose([score.loss for score in found], expected, rtol=1e-5)
 
 
-def test_a_classifier_says_which_labels_are_right(tiny_bert, loaded_bert, tmp_path):
+@pytest.mark.parametrize("at_once", [1, 4])
+def test_a_classifier_says_which_labels_are_right(tiny_bert, loaded_bert, tmp_path, at_once):
     path = write_jsonl(tmp_path / "data.jsonl", TEXTS)
     texts = load_examples(path, loaded_bert.tokenizer, classifier_spec(), max_length=32)
     adapter = adapter_spec(tiny_bert, classifier_spec(), r=R)
     arrays = random_arrays(adapter, R, seed=3)
-    found = scores_of(loaded_bert, adapter, arrays, texts)
+    found = scores_of(loaded_bert, adapter, arrays, texts, at_once)
     scale = sketched_scaling(adapter.lora_alpha, R, R, adapter.use_rslora)
     attached = attach(loaded_bert.model, adapter, arrays, scale)
     accuracy = classification_accuracy(loaded_bert, texts)

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_sdk.errors import SketchError
+from edge_sdk.sketch import draw_sketch
 from server.balanced import (
     _Stream,
     balanced_sketch,
@@ -179,3 +180,33 @@ def test_threads_that_reach_far_at_once_see_one_stream():
 def test_places_and_sizes_that_no_sketch_of_the_task_has_are_refused(place, k):
     with pytest.raises(SketchError):
         balanced_sketch(1, 8, 4, 2, place, k)
+
+
+@pytest.mark.parametrize("ks", [[4] * 4, [1, 1, 2, 1, 4, 1, 8, 2], [3, 5, 1, 7]])
+def test_the_mean_of_a_cohort_varies_less_than_with_independent_draws(ks):
+    """Devices with equal updates: all that varies is how many of them draw each rank."""
+    r, seeds = 16, 400
+    spread = balanced_spread(r, ks)
+    starts = np.concatenate([[0], np.cumsum(ks)[:-1]]).tolist()
+    expected = sum(ks) / r
+
+    def variance(draws) -> float:
+        counts = np.zeros((seeds, r))
+        for seed in range(seeds):
+            for indices in draws(seed):
+                counts[seed, indices] += 1
+        assert counts.mean(axis=0) == pytest.approx(expected, abs=0.35), "unbiased"
+        return float(((counts - expected) ** 2).mean())
+
+    independent = variance(
+        lambda seed: [draw_sketch(1000 * seed + i, r, k, 1)[0] for i, k in enumerate(ks)]
+    )
+    balanced = variance(
+        lambda seed: [
+            balanced_sketch(seed, r, spread, 1, start, k)[0]
+            for start, k in zip(starts, ks, strict=True)
+        ]
+    )
+    by_hand = sum(k / r * (1 - k / r) for k in ks)
+    assert independent == pytest.approx(by_hand, rel=0.05)
+    assert balanced < 0.8 * independent

@@ -1,0 +1,64 @@
+"""What the study claims, from the stored results, with intervals over the seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from bench.report import Claim
+from bench.study.tables import Row, by_variant, read_table, results_path
+from simulation.interval import interval
+
+DEFAULT = "fslora"
+RIVALS = ("fedit", "hetlora")
+TASKS = ("minilm-methods", "smollm2-reviews", "smollm2-commonsense", "smollm2-speeches")
+HEAVY = "heavy"
+_LEAST_TASKS = 2
+
+
+def study_claims() -> list[Claim]:
+    """Return the claims of every task that was run."""
+    done = [task for task in TASKS if results_path(task).exists()]
+    claims, won = [], 0
+    for task in done:
+        rows = by_variant(read_table(task))
+        found = [_against(task, rival, rows) for rival in RIVALS]
+        claims += found
+        won += all(claim.holds for claim in found)
+    claims.append(
+        Claim(
+            claim=f"tasks of {len(done)} where {DEFAULT} beats {' and '.join(RIVALS)} at equal "
+            "upload bytes, heavy tail, beyond the intervals",
+            target=f">= {_LEAST_TASKS}",
+            measured=won,
+            holds=won >= _LEAST_TASKS,
+        )
+    )
+    return claims
+
+
+def equal_bytes(variants: Mapping[str, Sequence[Row]], names: Sequence[str]) -> int:
+    """Return the bytes that every run of these variants has sent by its end."""
+    return min(row.last.uplink_bytes for name in names for row in variants[name])
+
+
+def differences(
+    ours: Sequence[Row], theirs: Sequence[Row], budget: int
+) -> tuple[float, float | None]:
+    """Return mean and 95 % half width of our loss minus theirs at equal bytes, seed by seed."""
+    other = {row.seed: row for row in theirs}
+    return interval(
+        [row.at_bytes(budget).loss - other[row.seed].at_bytes(budget).loss for row in ours]
+    )
+
+
+def _against(task: str, rival: str, variants: Mapping[str, Sequence[Row]]) -> Claim:
+    ours, theirs = f"{DEFAULT}-{HEAVY}", f"{rival}-{HEAVY}"
+    budget = equal_bytes(variants, [ours, theirs])
+    mean, half = differences(variants[ours], variants[theirs], budget)
+    return Claim(
+        claim=f"{task}: held-out loss of {DEFAULT} less that of {rival}, both at "
+        f"{budget / 1e6:.1f} MB sent, ± {half or 0.0:.3f}",
+        target="< 0 beyond its interval",
+        measured=mean,
+        holds=half is not None and mean + half < 0,
+    )

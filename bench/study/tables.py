@@ -1,0 +1,149 @@
+"""The study's tables: a configuration and, once it was run, a data file of its results for each."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+
+from edge_sdk.whole_file import write_whole
+from simulation.config import read_runs
+from simulation.results import Result
+from simulation.run import config_digest, run_simulation
+from simulation.sweep import run_apart
+
+FOLDER = Path(__file__).parent
+RAW = Path(".study") / "results"
+
+
+class Point(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """How good the model of a run was at some time.
+
+    Attributes:
+        round_number: 0 before the first.
+        uplink_bytes: Sent by then.
+        loss: On held-out examples.
+        accuracy: On the same.
+    """
+
+    round_number: int
+    uplink_bytes: int
+    loss: float
+    accuracy: float | None
+
+
+class Row(msgspec.Struct, frozen=True, kw_only=True):
+    """One run of a table.
+
+    Attributes:
+        variant: As the configuration calls it.
+        seed: Of the run.
+        config_digest: Of all that it was told.
+        r: Rank of its adapter.
+        curve: Every look at the held-out examples.
+        uplink_bytes: Of all updates.
+        downlink_bytes: Of all works.
+        adapter_memory_bytes: Of the device with the most ranks.
+        aggregation_error: Mean over the rounds.
+        trained_ranks: Mean share of the ranks trained in a round.
+        oldest_rank: Rounds that a rank was left alone, at most.
+        dropped: Works lost.
+        server_s: CPU seconds of all folds.
+        is_diverged: Whether its loss left the finite numbers.
+    """
+
+    variant: str
+    seed: int
+    config_digest: str
+    r: int
+    curve: list[Point]
+    uplink_bytes: int
+    downlink_bytes: int
+    adapter_memory_bytes: int
+    aggregation_error: float | None
+    trained_ranks: float
+    oldest_rank: int
+    dropped: int
+    server_s: float
+    is_diverged: bool
+
+    @property
+    def last(self) -> Point:
+        """The last look."""
+        return self.curve[-1]
+
+    def at_bytes(self, budget: int) -> Point:
+        """Return the last look before devices had sent more than a budget."""
+        return [x for x in self.curve if x.uplink_bytes <= budget][-1]
+
+
+def table_names() -> list[str]:
+    """Return the names of all tables."""
+    return sorted(path.stem for path in (FOLDER / "tables").glob("*.toml"))
+
+
+def config_path(name: str) -> Path:
+    """Return the configuration of a table."""
+    return FOLDER / "tables" / f"{name}.toml"
+
+
+def results_path(name: str) -> Path:
+    """Return the data file of a table."""
+    return FOLDER / "results" / f"{name}.json"
+
+
+def run_table(name: str, jobs: int) -> None:
+    """Run what is missing of a table and write its data file; it may be cut off at any time."""
+    runs = read_runs(config_path(name))
+    run_apart(config_path(name), runs, RAW / name, jobs)
+    rows = [
+        as_row(x, run_simulation(config, RAW / name / f"{x}.json")) for x, config in runs.items()
+    ]
+    lines = [msgspec.json.encode(row) for row in rows]
+    write_whole(results_path(name), b"[\n" + b",\n".join(lines) + b"\n]\n")
+    results_path(name).chmod(0o644)
+
+
+def read_table(name: str) -> list[Row]:
+    """Return the rows of a table that was run."""
+    return msgspec.json.decode(results_path(name).read_bytes(), type=list[Row])
+
+
+def by_variant(rows: Sequence[Row]) -> Mapping[str, list[Row]]:
+    """Return the seeds of every variant, in the order of the configuration."""
+    found: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        found[row.variant].append(row)
+    return found
+
+
+def as_row(name: str, result: Result) -> Row:
+    """Return what a table keeps of a run."""
+    curve = [] if result.start is None else [(0, 0, result.start)]
+    curve += [
+        (x.number, x.total_uplink_bytes, x.evaluation)
+        for x in result.rounds
+        if x.evaluation is not None
+    ]
+    found = result.summary
+    return Row(
+        variant=name.rpartition("-")[0],
+        seed=result.config.seed,
+        config_digest=config_digest(result.config),
+        r=result.r,
+        curve=[
+            Point(round_number=n, uplink_bytes=sent, loss=x.loss, accuracy=x.accuracy)
+            for n, sent, x in curve
+        ],
+        uplink_bytes=found.uplink_bytes,
+        downlink_bytes=found.downlink_bytes,
+        adapter_memory_bytes=found.adapter_memory_bytes,
+        aggregation_error=found.aggregation_error,
+        trained_ranks=found.trained_ranks,
+        oldest_rank=found.oldest_rank,
+        dropped=found.dropped,
+        server_s=found.server_s,
+        is_diverged=found.is_diverged,
+    )
