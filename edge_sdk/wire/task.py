@@ -19,7 +19,7 @@ WireDtype = Literal["fp32", "bf16"]
 UpdateEncoding = Literal["wire", "float16", "int8", "int4"]
 Optimizer = Literal["adamw", "sgd"]
 Weighting = Literal["uniform", "examples", "inverse_probability"]
-Combination = Literal["mean", "trimmed_mean", "median"]
+Combination = Literal["mean", "rank_mean", "trimmed_mean", "median"]
 ServerOptimizer = Literal["average", "momentum", "adam"]
 Sketching = Literal["independent", "balanced"]
 Stragglers = Literal["refuse", "fold"]
@@ -238,8 +238,9 @@ class AggregationSpec:
     Attributes:
         weighting: Equal weights (the paper), by number of training examples, or by one over
             the share of the rounds a device took part in.
-        combination: Weighted mean, or, per number and over the devices that trained its rank,
-            the median or a mean without the extremes; the last two weigh all alike.
+        combination: Weighted mean over all devices (the paper), or over the devices that trained
+            a rank; or, per number and over those, the median or a mean without the extremes,
+            which weigh all alike.
         trim: Share of the values that ``trimmed_mean`` leaves out at each end.
         server_optimizer: What is done with the mean update; a rank nobody trained never moves.
         server_lr: Step size on it.
@@ -266,10 +267,11 @@ class AggregationSpec:
     def __post_init__(self) -> None:
         if not 0 < self.server_lr <= MAX_STEP_SIZE:
             raise ConfigError(f"server_lr={self.server_lr} must be in 0..{MAX_STEP_SIZE}, above 0")
-        if self.combination != "mean" and self.weighting != "uniform":
+        weighs = self.combination in ("mean", "rank_mean")
+        if not weighs and self.weighting != "uniform":
             raise ConfigError(
                 f"combination={self.combination} weighs all updates alike: weighting="
-                f"{self.weighting} needs combination=mean"
+                f"{self.weighting} needs combination=mean or rank_mean"
             )
         if not 0 <= self.trim < 0.5:
             raise ConfigError(f"trim={self.trim} must be at least 0 and below 0.5")
