@@ -124,7 +124,7 @@ class Students:
                 spec.adapter,
                 work.k,
                 work.slices,
-                spec.training,
+                work.training,
                 examples,
                 work.seed,
                 factors=work.factors,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from edge_sdk.errors import ConfigError
@@ -149,6 +149,9 @@ class TrainingSpec:
     Attributes:
         local_steps: Optimizer steps (H).
         local_lr: Step size on the device.
+        sketch_lr_exponent: A device with k of r ranks takes steps of ``local_lr * (k / r) ** x``,
+            because its sketch multiplies what each of them does by ``r / k``; 0 (the paper) gives
+            every device the same.
         optimizer: AdamW or plain SGD; its state lives for one round.
         weight_decay: Decoupled, of AdamW; L2 of SGD.
         batch_size: Examples per optimizer step.
@@ -161,6 +164,7 @@ class TrainingSpec:
 
     local_steps: int = 10
     local_lr: float = 1e-3
+    sketch_lr_exponent: float = 0.0
     optimizer: Optimizer = "adamw"
     weight_decay: float = 0.0
     batch_size: int = 8
@@ -174,6 +178,8 @@ class TrainingSpec:
                 raise ConfigError(f"{name}={getattr(self, name)} must be at least 1")
         if not 0 < self.local_lr <= MAX_STEP_SIZE:
             raise ConfigError(f"local_lr={self.local_lr} must be in 0..{MAX_STEP_SIZE}, above 0")
+        if not 0 <= self.sketch_lr_exponent <= 2:
+            raise ConfigError(f"sketch_lr_exponent={self.sketch_lr_exponent} must be in 0..2")
         if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
             raise ConfigError(f"weight_decay={self.weight_decay} must be 0 or more")
         if self.error_feedback and self.update_encoding == "wire":
@@ -310,6 +316,11 @@ class TaskSpec:
     policy: RoundPolicy
     aggregation: AggregationSpec = field(default_factory=AggregationSpec)
     protocol: int = PROTOCOL
+
+    def training_for(self, k: int) -> TrainingSpec:
+        """Return what a device with a sketch of k ranks does in a round."""
+        share = (k / self.adapter.r) ** self.training.sketch_lr_exponent
+        return replace(self.training, local_lr=self.training.local_lr * share)
 
     def __post_init__(self) -> None:
         if not _TASK_NAME.fullmatch(self.name):
