@@ -19,6 +19,7 @@ from edge_sdk.wire.payload import Arrays
 from edge_sdk.wire.task import TaskSpec
 from edge_sdk.wire.update_body import decode_update, encode_update
 from server.aggregation import WeightedUpdate, cut_slice, initial_adapter, update_weight
+from server.methods.base_change import rest_of
 from server.methods.cost import downlink_bytes
 from server.methods.error import aggregation_error
 from server.methods.method import GlobalModel, Method, Turn
@@ -108,7 +109,9 @@ class MethodServer:
             training=spec.training_for(k),
             seed=turn.seed,
             downlink_bytes=downlink_bytes(method, spec, model, k),
-            base_change=model.base_change,
+            base_change=(
+                rest_of(spec, model, indices) if method.freezes_rest else model.base_change
+            ),
         )
 
     def take_update(self, work: Work, lesson: Lesson, now: float) -> int:

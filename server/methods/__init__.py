@@ -12,6 +12,9 @@ from server.methods.sketched import move_by_mean, sketch
 
 METHODS: dict[str, Method] = {
     "fslora": Method(draw=sketch, scaling=sketch_scaling, fold=move_by_mean, is_sketch=True),
+    "fslora-whole": Method(
+        draw=sketch, scaling=global_scaling, fold=move_by_mean, freezes_rest=True, is_sketch=True
+    ),
     # B first: while it is zero, A has no gradient
     "fslora-alternating": Method(
         draw=sketch, scaling=sketch_scaling, fold=move_by_mean, turns=("B", "A"), is_sketch=True

@@ -18,7 +18,8 @@ def downlink_bytes(method: Method, spec: TaskSpec, model: GlobalModel, k: int) -
     """
     adapter = spec.adapter
     item = number_bytes(adapter.wire_dtype)
-    own = factor_numbers(adapter, method.fetched, k) * item + dense_bytes(adapter)
+    fetched = adapter.r if method.freezes_rest else k
+    own = factor_numbers(adapter, method.fetched, fetched) * item + dense_bytes(adapter)
     rank = model.change_rank
     change = sum(
         min(rank * (layer.d_in + layer.d_out), layer.d_in * layer.d_out) for layer in adapter.layers
@@ -30,7 +31,7 @@ def adapter_memory_bytes(method: Method, spec: TaskSpec, k: int, round_number: i
     """Return what values, gradients and Adam's moments of the adapter take on a device, fp32."""
     adapter = spec.adapter
     live = factor_numbers(adapter, method.factors(round_number), k)
-    values = factor_numbers(adapter, "AB", k)
+    values = factor_numbers(adapter, "AB", adapter.r if method.freezes_rest else k)
     return _NUMBER_BYTES * (values + (_ADAM_COPIES - 1) * live)
 
 

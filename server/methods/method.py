@@ -106,6 +106,8 @@ class Method:
         fold: What becomes of a round.
         turns: The factors that are trained, and sent, in one round after the other, over and over.
         fetched: The factors a device must fetch before a round.
+        freezes_rest: Whether a device also fetches the ranks it does not train, and computes with
+            them as they are.
         is_sketch: Whether a device's ranks are a sample of the global adapter; otherwise they
             are, at ``scaling``, a model of their own.
         has_equal_ranks: Whether every device trains all ranks of the adapter.
@@ -117,6 +119,7 @@ class Method:
     fold: Fold
     turns: tuple[Factors, ...] = ("AB",)
     fetched: Factors = "AB"
+    freezes_rest: bool = False
     is_sketch: bool = False
     has_equal_ranks: bool = False
     weighs: Callable[[TaskSpec, Sequence[Trained]], Sequence[Trained]] = _as_given

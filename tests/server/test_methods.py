@@ -13,6 +13,7 @@ from edge_sdk.sketch import derive_seed
 from edge_sdk.wire.task import DenseSpec
 from server.aggregation import WeightedUpdate, cut_slice, initial_adapter
 from server.methods import METHODS, method_of
+from server.methods.base_change import rest_of
 from server.methods.cost import adapter_memory_bytes, downlink_bytes, factor_numbers
 from server.methods.error import aggregation_error
 from server.methods.flexlora import thin_svd
@@ -314,3 +315,22 @@ def test_what_is_folded_into_the_base_is_fetched_as_factors_or_whole_if_that_is_
 def test_an_unknown_method_is_refused_with_those_there_are():
     with pytest.raises(ConfigError, match=r"'fedavg' is none of fslora, .*flora"):
         method_of("fedavg")
+
+
+def test_a_device_that_freezes_the_rest_starts_from_the_deployed_model():
+    """No sketch, however small, changes what it computes with before it learns."""
+    method, spec = METHODS["fslora-whole"], spec_of()
+    model = started(spec, np.random.default_rng(0))
+    for k in (1, 3, R):
+        indices = method.draw(spec, k, Turn(seed=4, task_seed=4))
+        rest, own = rest_of(spec, model, indices), cut_slice(model.adapter, spec.adapter, indices)
+        scale = method.scaling(spec.adapter, k)
+        for layer in spec.adapter.layers:
+            B, A = (own[f"{layer.name}.lora_{x}"].astype(np.float64) for x in "BA")
+            whole_B, whole_A = (
+                model.adapter[f"{layer.name}.lora_{x}"].astype(np.float64) for x in "BA"
+            )
+            np.testing.assert_allclose(
+                rest[layer.name] + scale * B @ A, scale * whole_B @ whole_A, atol=1e-5
+            )
+    assert downlink_bytes(method, spec, model, 1) == downlink_bytes(method, spec, model, R)
