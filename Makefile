@@ -38,6 +38,8 @@ bench: setup  ## every benchmark, one after the other
 	$(BIN)/python -m bench.server_load
 	$(BIN)/python -m bench.update_bytes
 	$(BIN)/python -m bench.recovery
+	$(BIN)/python -m bench.large_fleet
+	$(BIN)/python -m bench.study
 
 serve: setup  ## a server on loopback with its state in .server
 	$(BIN)/edge-server serve --state .server
