@@ -164,7 +164,6 @@ class RunningSum:
             for name, (rows, width) in row_shapes(spec, spec.r).items()
         }
         self._members = np.zeros((len(spec.layers), spec.r), np.int64)
-        self._rank_weights = np.zeros((len(spec.layers), spec.r))
         self.total_weight = 0.0
 
     def add(self, update: WeightedUpdate) -> None:
@@ -174,7 +173,6 @@ class RunningSum:
             for name in (f"{layer.name}.lora_A", f"{layer.name}.lora_B"):
                 ranks_of[name] = ranks.tolist()
             self._members[row, ranks] += 1 if update.members is None else update.members[row]
-            self._rank_weights[row, ranks] += update.weight
         for name, rows in each_rank_rows(update.arrays, self._spec):
             _add_rows(self._rows[name], rows, ranks_of.get(name, [0]), update.weight)
         self.total_weight += update.weight
@@ -184,21 +182,14 @@ class RunningSum:
         for name, rows in other._rows.items():
             self._rows[name] += rows
         self._members += other._members
-        self._rank_weights += other._rank_weights
         self.total_weight += other.total_weight
 
     def members(self) -> NDArray[np.int64]:
         """Return how many devices trained each rank of each layer, ``(layers, r)``."""
         return self._members.copy()
 
-    def finish(self, by_rank: bool = False) -> MeanUpdate:
+    def finish(self) -> MeanUpdate:
         """Turn the sum into the weighted mean, in place; nothing can be added afterwards.
-
-        Args:
-            by_rank: Divide a rank by the weight of the devices that trained it, not of all. It
-                is what a scale-free optimizer needs: Adam's steps on a sketch are not ``r / k``
-                times those on all ranks, so the mean over all devices moves a rank too little, by
-                the share of the devices that trained it. Sums of relays do not say enough for it.
 
         Raises:
             ValueError: Nothing was added, or it was finished before.
@@ -206,15 +197,10 @@ class RunningSum:
         if self.total_weight <= 0:
             raise ValueError("the mean of no updates does not exist")
         sums, self._rows = self._rows, {}
-        names = [layer.name for layer in self._spec.layers]
-        divisors = dict.fromkeys(sums, np.array(self.total_weight))
-        if by_rank:
-            for name, weights in zip(names, self._rank_weights, strict=True):
-                column = np.where(weights > 0, weights, 1.0)[:, None]
-                divisors[f"{name}.lora_A"] = divisors[f"{name}.lora_B"] = column
-        for name, rows in sums.items():
-            rows /= divisors[name]
+        for rows in sums.values():
+            rows /= self.total_weight
         self.total_weight = 0.0
+        names = [layer.name for layer in self._spec.layers]
         touched = dict(zip(names, self._members > 0, strict=True))
         return MeanUpdate(arrays=from_rank_rows(sums, self._spec), touched=touched)
 

@@ -30,7 +30,7 @@ def combine(spec: TaskSpec, updates: Iterable[WeightedUpdate]) -> MeanUpdate:
         ValueError: There is no update.
         StorageError: There is no room for the temporary file.
     """
-    if spec.aggregation.combination in ("mean", "rank_mean"):
+    if spec.aggregation.combination == "mean":
         return _mean(spec, updates)
     with UpdateSpool(spec.adapter) as spool:
         for update in updates:
@@ -42,7 +42,7 @@ def _mean(spec: TaskSpec, updates: Iterable[WeightedUpdate]) -> MeanUpdate:
     total = RunningSum(spec.adapter)
     for update in updates:
         total.add(update)
-    return total.finish(by_rank=spec.aggregation.combination == "rank_mean")
+    return total.finish()
 
 
 def _robust_mean(spec: TaskSpec, spool: UpdateSpool) -> MeanUpdate:

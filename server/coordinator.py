@@ -296,7 +296,7 @@ def _as_message(row: AssignmentRow, spec: TaskSpec, deadline_s: float) -> Assign
         adapter_version=row.adapter_version,
         k=row.k,
         seed=row.seed,
-        training=spec.training_for(row.k),
+        training=spec.training,
         deadline_s=deadline_s,
         members=row.members or 1,
     )

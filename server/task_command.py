@@ -67,12 +67,6 @@ _PLAIN_FLAGS: Mapping[str, tuple[type, str, Any, str]] = {
     ),
     "--local-steps": (TrainingSpec, "local_steps", int, "optimizer steps per device and round"),
     "--local-lr": (TrainingSpec, "local_lr", float, "step size on the device"),
-    "--sketch-lr-exponent": (
-        TrainingSpec,
-        "sketch_lr_exponent",
-        float,
-        "a sketch of k ranks takes steps of local_lr * (k / r) ** x",
-    ),
     "--optimizer": (TrainingSpec, "optimizer", get_args(Optimizer), "on the device"),
     "--weight-decay": (TrainingSpec, "weight_decay", float, "on the device"),
     "--batch-size": (TrainingSpec, "batch_size", int, "examples per optimizer step"),

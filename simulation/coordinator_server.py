@@ -82,7 +82,6 @@ class CoordinatorServer:
             slices=slices,
             factors="AB",
             scale=sketched_scaling(adapter.lora_alpha, adapter.r, given.k, adapter.use_rslora),
-            training=given.training,
             seed=given.seed,
             downlink_bytes=len(body),
         )

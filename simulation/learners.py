@@ -124,7 +124,7 @@ class Students:
                 spec.adapter,
                 work.k,
                 work.slices,
-                work.training,
+                spec.training,
                 examples,
                 work.seed,
                 factors=work.factors,

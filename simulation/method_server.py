@@ -106,7 +106,6 @@ class MethodServer:
             slices=cut_slice(model.adapter, spec.adapter, indices),
             factors=method.factors(number),
             scale=method.scaling(spec.adapter, k),
-            training=spec.training_for(k),
             seed=turn.seed,
             downlink_bytes=downlink_bytes(method, spec, model, k),
             base_change=(

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from edge_sdk.sketch import Factors, Indices
 from edge_sdk.wire.payload import Arrays
-from edge_sdk.wire.task import TaskSpec, TrainingSpec
+from edge_sdk.wire.task import TaskSpec
 from server.methods.method import BaseChange, GlobalModel
 
 
@@ -23,7 +23,6 @@ class Work:
         slices: Their values, and the dense parameters.
         factors: The factors it trains.
         scale: Of ``B A`` in its forward.
-        training: Its steps.
         seed: Orders its examples.
         downlink_bytes: Of what it fetched.
         base_change: Folded into its base by earlier rounds.
@@ -36,7 +35,6 @@ class Work:
     slices: Arrays
     factors: Factors
     scale: float
-    training: TrainingSpec
     seed: int
     downlink_bytes: int
     base_change: BaseChange = field(default_factory=dict)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
 
 from edge_sdk.errors import ConfigError
@@ -19,7 +19,7 @@ WireDtype = Literal["fp32", "bf16"]
 UpdateEncoding = Literal["wire", "float16", "int8", "int4"]
 Optimizer = Literal["adamw", "sgd"]
 Weighting = Literal["uniform", "examples", "inverse_probability"]
-Combination = Literal["mean", "rank_mean", "trimmed_mean", "median"]
+Combination = Literal["mean", "trimmed_mean", "median"]
 ServerOptimizer = Literal["average", "momentum", "adam"]
 Sketching = Literal["independent", "balanced"]
 Stragglers = Literal["refuse", "fold"]
@@ -149,9 +149,6 @@ class TrainingSpec:
     Attributes:
         local_steps: Optimizer steps (H).
         local_lr: Step size on the device.
-        sketch_lr_exponent: A device with k of r ranks takes steps of ``local_lr * (k / r) ** x``,
-            because its sketch multiplies what each of them does by ``r / k``; 0 (the paper) gives
-            every device the same.
         optimizer: AdamW or plain SGD; its state lives for one round.
         weight_decay: Decoupled, of AdamW; L2 of SGD.
         batch_size: Examples per optimizer step.
@@ -164,7 +161,6 @@ class TrainingSpec:
 
     local_steps: int = 10
     local_lr: float = 1e-3
-    sketch_lr_exponent: float = 0.0
     optimizer: Optimizer = "adamw"
     weight_decay: float = 0.0
     batch_size: int = 8
@@ -178,8 +174,6 @@ class TrainingSpec:
                 raise ConfigError(f"{name}={getattr(self, name)} must be at least 1")
         if not 0 < self.local_lr <= MAX_STEP_SIZE:
             raise ConfigError(f"local_lr={self.local_lr} must be in 0..{MAX_STEP_SIZE}, above 0")
-        if not 0 <= self.sketch_lr_exponent <= 2:
-            raise ConfigError(f"sketch_lr_exponent={self.sketch_lr_exponent} must be in 0..2")
         if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
             raise ConfigError(f"weight_decay={self.weight_decay} must be 0 or more")
         if self.error_feedback and self.update_encoding == "wire":
@@ -244,9 +238,8 @@ class AggregationSpec:
     Attributes:
         weighting: Equal weights (the paper), by number of training examples, or by one over
             the share of the rounds a device took part in.
-        combination: Weighted mean over all devices (the paper), or over the devices that trained
-            a rank; or, per number and over those, the median or a mean without the extremes,
-            which weigh all alike.
+        combination: Weighted mean, or, per number and over the devices that trained its rank,
+            the median or a mean without the extremes; the last two weigh all alike.
         trim: Share of the values that ``trimmed_mean`` leaves out at each end.
         server_optimizer: What is done with the mean update; a rank nobody trained never moves.
         server_lr: Step size on it.
@@ -273,11 +266,10 @@ class AggregationSpec:
     def __post_init__(self) -> None:
         if not 0 < self.server_lr <= MAX_STEP_SIZE:
             raise ConfigError(f"server_lr={self.server_lr} must be in 0..{MAX_STEP_SIZE}, above 0")
-        weighs = self.combination in ("mean", "rank_mean")
-        if not weighs and self.weighting != "uniform":
+        if self.combination != "mean" and self.weighting != "uniform":
             raise ConfigError(
                 f"combination={self.combination} weighs all updates alike: weighting="
-                f"{self.weighting} needs combination=mean or rank_mean"
+                f"{self.weighting} needs combination=mean"
             )
         if not 0 <= self.trim < 0.5:
             raise ConfigError(f"trim={self.trim} must be at least 0 and below 0.5")
@@ -316,11 +308,6 @@ class TaskSpec:
     policy: RoundPolicy
     aggregation: AggregationSpec = field(default_factory=AggregationSpec)
     protocol: int = PROTOCOL
-
-    def training_for(self, k: int) -> TrainingSpec:
-        """Return what a device with a sketch of k ranks does in a round."""
-        share = (k / self.adapter.r) ** self.training.sketch_lr_exponent
-        return replace(self.training, local_lr=self.training.local_lr * share)
 
     def __post_init__(self) -> None:
         if not _TASK_NAME.fullmatch(self.name):

@@ -37,7 +37,6 @@ ADAPTER = task.AdapterSpec(
 TRAINING = task.TrainingSpec(
     local_steps=5,
     local_lr=0.001,
-    sketch_lr_exponent=0.5,
     optimizer="sgd",
     weight_decay=0.01,
     batch_size=4,

@@ -165,35 +165,3 @@ def test_memory_grows_by_less_than_a_twentieth_of_each_update(ways):
 
     peak_bytes(1)
     assert peak_bytes(60) - peak_bytes(3) < 57 * one_update_bytes / 20
-
-
-@given(updates_of_a_round())
-@settings(max_examples=20)
-def test_rank_mean_is_the_weighted_mean_of_the_devices_that_trained_a_rank(updates):
-    mean = combine(tiny_spec(combination="rank_mean"), iter(updates))
-    plain = combine(tiny_spec(combination="mean"), iter(updates))
-    for row, layer in enumerate(ADAPTER.layers):
-        for rank in range(ADAPTER.r):
-            own = [x for x in updates if rank in x.indices[row]]
-            for factor, axis in (("A", 0), ("B", 1)):
-                name = f"{layer.name}.lora_{factor}"
-                found = np.take(mean.arrays[name], rank, axis)
-                if not own:
-                    assert not found.any()
-                    continue
-                values = [
-                    np.take(x.arrays[name], x.indices[row].tolist().index(rank), axis) for x in own
-                ]
-                expected = np.average(values, axis=0, weights=[x.weight for x in own])
-                np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
-    for dense in ADAPTER.dense:
-        np.testing.assert_array_equal(mean.arrays[dense.name], plain.arrays[dense.name])
-
-
-@pytest.mark.parametrize("devices", [1, 3])
-def test_rank_mean_of_devices_with_all_ranks_is_the_mean(devices):
-    updates = [an_update(seed, ADAPTER.r) for seed in range(devices)]
-    by_rank = combine(tiny_spec(combination="rank_mean"), iter(updates))
-    plain = combine(tiny_spec(combination="mean"), iter(updates))
-    for name, array in plain.arrays.items():
-        np.testing.assert_array_equal(by_rank.arrays[name], array)

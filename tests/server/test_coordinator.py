@@ -202,16 +202,3 @@ def test_the_adapter_file_is_the_one_the_list_names(site, spec):
     assert found == info
     body = b"".join(stream(0, info.size_bytes))
     assert (len(body), payload.digest(body)) == (info.size_bytes, info.digest)
-
-
-@pytest.mark.parametrize(("exponent", "expected"), [(0.0, 0.01), (0.5, 0.005), (1.0, 0.0025)])
-def test_a_smaller_sketch_takes_the_smaller_steps_that_its_task_asks_for(
-    site, spec, exponent, expected
-):
-    training = replace(spec.training, local_lr=0.01, sketch_lr_exponent=exponent)
-    site.add_task(replace(spec, name="stepped", training=training))
-    assignment = site.coordinator.check_in("a", "stepped", ready(2)).assignment
-    assert assignment.k == 2
-    assert assignment.training.local_lr == pytest.approx(expected)
-    other = site.coordinator.check_in("b", "stepped", ready(8)).assignment
-    assert other.training.local_lr == 0.01
