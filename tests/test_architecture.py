@@ -142,6 +142,20 @@ def test_sdk_never_imports_the_server():
     assert not [name for name in named if name.split(".")[0] in ("server", "demo", "bench")]
 
 
+def test_the_sdk_knows_simulations_by_one_command_alone():
+    knowing = [
+        str(file.relative_to(ROOT))
+        for file in (ROOT / "edge_sdk").rglob("*.py")
+        if any(name.split(".")[0] == "simulation" for name in _imports(file))
+    ]
+    assert knowing == ["edge_sdk/cli.py"]
+
+
+def test_the_server_knows_no_simulation():
+    named = {name for file in (ROOT / "server").rglob("*.py") for name in _imports(file)}
+    assert not [name for name in named if name.split(".")[0] in ("simulation", "demo", "bench")]
+
+
 @pytest.mark.parametrize("path", PURE)
 def test_pure_module_reads_no_clock_file_or_network(path):
     assert {name.split(".")[0] for name in _imports(ROOT / path)} & IMPURE_MODULES == set()
