@@ -38,7 +38,7 @@ def study_claims() -> list[Claim]:
 
 def equal_bytes(variants: Mapping[str, Sequence[Row]], names: Sequence[str]) -> int:
     """Return the bytes that every run of these variants has sent by its end."""
-    return min(row.last.uplink_bytes for name in names for row in variants[name])
+    return min(row.curve[-1].uplink_bytes for name in names for row in variants[name])
 
 
 def differences(
@@ -47,7 +47,7 @@ def differences(
     """Return mean and 95 % half width of our loss minus theirs at equal bytes, seed by seed."""
     other = {row.seed: row for row in theirs}
     return interval(
-        [row.at_bytes(budget).loss - other[row.seed].at_bytes(budget).loss for row in ours]
+        [row.settled(budget).loss - other[row.seed].settled(budget).loss for row in ours]
     )
 
 

@@ -31,13 +31,17 @@ def _table(name: str, variants: Mapping[str, Sequence[Row]]) -> Table:
     for variant, rows in variants.items():
         count = len(rows)
         diverged = sum(row.is_diverged for row in rows)
-        equal = [row.at_bytes(budget) for row in rows]
+        equal = [row.settled(budget) for row in rows]
         errors = [x.aggregation_error for x in rows if x.aggregation_error is not None]
         table.add_row(
             variant,
             str(count),
             str(rows[0].r),
-            *(_looks([x.last for x in rows]) if not diverged else (f"{diverged} diverged", "")),
+            *(
+                _looks([x.settled() for x in rows])
+                if not diverged
+                else (f"{diverged} diverged", "")
+            ),
             *(_looks(equal) if not diverged else ("", "")),
             format_bytes(sum(x.uplink_bytes for x in rows) // count),
             format_bytes(sum(x.downlink_bytes for x in rows) // count),

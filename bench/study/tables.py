@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from simulation.sweep import run_apart
 
 FOLDER = Path(__file__).parent
 RAW = Path(".study") / "results"
+_LOOKS = 3
 
 
 class Point(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
@@ -69,14 +71,20 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     server_s: float
     is_diverged: bool
 
-    @property
-    def last(self) -> Point:
-        """The last look."""
-        return self.curve[-1]
+    def settled(self, budget: float = math.inf) -> Point:
+        """Return the mean of the last looks before devices had sent more than a budget.
 
-    def at_bytes(self, budget: int) -> Point:
-        """Return the last look before devices had sent more than a budget."""
-        return [x for x in self.curve if x.uplink_bytes <= budget][-1]
+        Where devices see different labels, the loss jumps from round to round: a single look is
+        as much chance as method.
+        """
+        looks = [x for x in self.curve if x.uplink_bytes <= budget][-_LOOKS:]
+        accuracies = [x.accuracy for x in looks if x.accuracy is not None]
+        return Point(
+            round_number=looks[-1].round_number,
+            uplink_bytes=looks[-1].uplink_bytes,
+            loss=sum(x.loss for x in looks) / len(looks),
+            accuracy=sum(accuracies) / len(accuracies) if accuracies else None,
+        )
 
 
 def table_names() -> list[str]:

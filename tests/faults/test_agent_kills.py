@@ -29,7 +29,7 @@ from tests.processes import ServerProcess, run_json
 from tests.tiny_model import write_jsonl
 
 EVERY = "EDGE_TEST_KILLS" in os.environ
-KILLS = int(os.environ.get("EDGE_TEST_KILLS", "4"))
+KILLS = int(os.environ.get("EDGE_TEST_KILLS", "2"))
 HOST_KILLS = KILLS if EVERY else 1
 STEPS = 3
 LEFT = ("nothing", "partial", "empty", "half", "most", "whole")

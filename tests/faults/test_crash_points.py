@@ -16,7 +16,7 @@ from tests.faults.fleet import make_fleet
 from tests.numpy_device import wait_for
 from tests.server.tasks import tiny_spec
 
-KILLS = int(os.environ.get("EDGE_TEST_KILLS", "6"))
+KILLS = int(os.environ.get("EDGE_TEST_KILLS", "4"))
 
 pytestmark = pytest.mark.processes
 

@@ -13,7 +13,7 @@ import pytest
 from tests.faults.fleet import make_fleet
 from tests.server.tasks import tiny_spec
 
-DEVICES = int(os.environ.get("EDGE_TEST_DEVICES", "50"))
+DEVICES = int(os.environ.get("EDGE_TEST_DEVICES", "30"))
 UP_S = 2.0
 
 pytestmark = pytest.mark.processes

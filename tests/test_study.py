@@ -1,0 +1,64 @@
+"""The study's configurations can be read, and its sums over runs are what they say."""
+
+from __future__ import annotations
+
+import pytest
+
+from bench.study.claims import differences, equal_bytes
+from bench.study.tables import Point, Row, config_path, table_names
+from simulation.config import read_runs
+
+
+def row(variant: str, seed: int, *looks: tuple[int, float]) -> Row:
+    """A run with a look at its loss after so many bytes."""
+    curve = [
+        Point(round_number=n, uplink_bytes=sent, loss=loss, accuracy=loss / 10)
+        for n, (sent, loss) in enumerate(looks)
+    ]
+    return Row(
+        variant=variant,
+        seed=seed,
+        config_digest="",
+        r=4,
+        curve=curve,
+        uplink_bytes=curve[-1].uplink_bytes,
+        downlink_bytes=0,
+        adapter_memory_bytes=0,
+        aggregation_error=None,
+        trained_ranks=1.0,
+        oldest_rank=0,
+        dropped=0,
+        server_s=0.0,
+        is_diverged=False,
+    )
+
+
+@pytest.mark.parametrize("name", table_names())
+def test_every_table_has_a_configuration_that_can_be_read(name):
+    runs = read_runs(config_path(name))
+    assert runs
+    assert all(config.learner.data.startswith(".study/") for config in runs.values())
+
+
+def test_a_settled_loss_is_the_mean_of_the_last_three_looks():
+    found = row("a", 0, (0, 9.0), (10, 4.0), (20, 2.0), (30, 3.0)).settled()
+    assert (found.round_number, found.uplink_bytes) == (3, 30)
+    assert found.loss == pytest.approx(3.0)
+    assert found.accuracy == pytest.approx(0.3)
+
+
+def test_within_a_budget_only_looks_before_it_was_spent_count():
+    one = row("a", 0, (0, 9.0), (10, 4.0), (20, 2.0), (30, 1.0))
+    assert one.settled(25).loss == pytest.approx(5.0)
+    assert one.settled(10).loss == pytest.approx(6.5)
+    assert one.settled(9).loss == 9.0
+
+
+def test_runs_are_compared_seed_by_seed_at_the_bytes_that_all_have_sent():
+    ours = [row("a", seed, (0, 5.0), (40, 1.0 + seed)) for seed in (0, 1)]
+    theirs = [row("b", seed, (0, 5.0), (20, 3.0 + seed), (60, 0.0)) for seed in (1, 0)]
+    budget = equal_bytes({"a": ours, "b": theirs}, ["a", "b"])
+    assert budget == 40
+    mean, half = differences(ours, theirs, budget)
+    assert mean == pytest.approx(-1.0)
+    assert half == pytest.approx(0.0)
