@@ -44,8 +44,8 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     Attributes:
         model: Hugging Face folder.
-        data: Folder with one ``<device>.jsonl`` for each device, ``heldout.jsonl``, and, for
-            questions with choices, ``choices.jsonl``.
+        data: Folder with one ``<device>.jsonl`` for each device, and what is held out:
+            ``choices.jsonl`` of questions with choices, else ``heldout.jsonl``.
         task_type: PEFT's name for what the model does.
         labels: Class names of a sequence classifier.
         quantization: Number format of the frozen layers.

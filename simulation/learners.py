@@ -22,6 +22,7 @@ from edge_sdk.wire.payload import Arrays, adapter_shapes
 from edge_sdk.wire.task import BaseModel, DenseSpec, LayerSpec, TaskSpec
 from server.methods.method import BaseChange, GlobalModel, global_scaling
 from simulation.config import ModelConfig, StandInConfig
+from simulation.held_out import Question, answered, predicted, read_questions
 from simulation.work import Evaluation, Lesson, Work
 
 if TYPE_CHECKING:
@@ -134,20 +135,17 @@ class Students:
         return Lesson(update=result.update, loss=result.loss, examples=len(examples))
 
     def evaluate(self, model: GlobalModel, spec: TaskSpec) -> Evaluation | None:
-        """Try a global model on the held-out examples, and on the choices if there are some."""
-        path = self._data / f"{HELD_OUT}.jsonl"
-        if not path.exists():
+        """Try a global model on the questions with choices, else on the held-out examples."""
+        examples, questions = self._held_out
+        if not examples:
             return None
-        examples = self._read(path)
         with self._changed(model.base_change):
             trainee = self._trainee(model, spec, examples)
             try:
                 scores = list(trainee.scores(examples))
-                right = [x.is_right for x in scores if x.is_right is not None]
-                accuracy = sum(right) / len(right) if right else self._choice_accuracy(trainee)
             finally:
                 trainee.detach()
-        return Evaluation(loss=float(np.mean([x.loss for x in scores])), accuracy=accuracy)
+        return answered(scores, questions) if questions else predicted(scores)
 
     def _trainee(self, model: GlobalModel, spec: TaskSpec, examples: Sequence[Example]) -> Trainee:
         scale = global_scaling(spec.adapter)
@@ -155,28 +153,14 @@ class Students:
             spec.adapter, model.adapter, scale, (), examples, self._batch_size, 0
         )
 
-    def _choice_accuracy(self, trainee: Trainee) -> float | None:
-        """Return how often the right choice has the smallest mean loss per token."""
-        if not (self._data / f"{CHOICES}.jsonl").exists():
-            return None
-        examples, questions = self._choices
-        losses = [score.loss for score in trainee.scores(examples)]
-        hits = 0
-        for first, count, gold in questions:
-            hits += int(np.argmin(losses[first : first + count])) == gold
-        return hits / len(questions)
-
     @cached_property
-    def _choices(self) -> tuple[list[Example], list[tuple[int, int, int]]]:
-        """Return an example for every choice, and first, count and right one of each question."""
-        path = self._data / f"{CHOICES}.jsonl"
-        lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-        texts = list[dict[str, str]]()
-        questions = list[tuple[int, int, int]]()
-        for line in lines:
-            questions.append((len(texts), len(line["choices"]), line["gold"]))
-            texts += [{"prompt": line["prompt"], "completion": x} for x in line["choices"]]
-        return self._tokenized(texts), questions
+    def _held_out(self) -> tuple[list[Example], list[Question]]:
+        """Return what a model is tried on; of questions an example for every choice."""
+        choices, plain = (self._data / f"{name}.jsonl" for name in (CHOICES, HELD_OUT))
+        if choices.exists():
+            texts, questions = read_questions(choices)
+            return self._tokenized(texts), questions
+        return (self._read(plain) if plain.exists() else []), []
 
     def _tokenized(self, records: Sequence[dict[str, str]]) -> list[Example]:
         with tempfile.TemporaryDirectory() as folder:

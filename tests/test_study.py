@@ -41,22 +41,29 @@ def test_every_table_has_a_configuration_that_can_be_read(name):
 
 
 def test_a_settled_loss_is_the_mean_of_the_last_three_looks():
-    found = row("a", 0, (0, 9.0), (10, 4.0), (20, 2.0), (30, 3.0)).settled()
-    assert (found.round_number, found.uplink_bytes) == (3, 30)
+    looks = [(0, 9.0), (10, 8.0), (20, 8.0), (30, 4.0), (40, 2.0), (50, 3.0)]
+    found = row("a", 0, *looks).settled()
+    assert (found.round_number, found.uplink_bytes) == (5, 50)
     assert found.loss == pytest.approx(3.0)
     assert found.accuracy == pytest.approx(0.3)
 
 
 def test_within_a_budget_only_looks_before_it_was_spent_count():
     one = row("a", 0, (0, 9.0), (10, 4.0), (20, 2.0), (30, 1.0))
-    assert one.settled(25).loss == pytest.approx(5.0)
-    assert one.settled(10).loss == pytest.approx(6.5)
+    assert one.settled(25).loss == pytest.approx(3.0)
+    assert one.settled(10).loss == pytest.approx(4.0)
     assert one.settled(9).loss == 9.0
+    assert one.settled(rounds=2).loss == one.settled(25).loss
+
+
+def test_looks_from_the_first_half_of_a_run_do_not_count():
+    one = row("a", 0, (0, 9.0), (10, 4.0))
+    assert one.settled().loss == 4.0
 
 
 def test_runs_are_compared_seed_by_seed_at_the_bytes_that_all_have_sent():
     ours = [row("a", seed, (0, 5.0), (40, 1.0 + seed)) for seed in (0, 1)]
-    theirs = [row("b", seed, (0, 5.0), (20, 3.0 + seed), (60, 0.0)) for seed in (1, 0)]
+    theirs = [row("b", seed, (0, 5.0), (20, 2.0 + seed), (60, 0.0)) for seed in (1, 0)]
     budget = equal_bytes({"a": ours, "b": theirs}, ["a", "b"])
     assert budget == 40
     mean, half = differences(ours, theirs, budget)

@@ -24,9 +24,9 @@ DEVICES = 24
 EXAMPLES = 80
 _SEED = 0
 _DIRICHLET = 0.5
-_SPEECH_WORDS = 48
-_HELD_OUT = {"trec": 400, "reviews": 200, "speeches": 120}
-_HELD_OUT_QUESTIONS = 60  # of each set
+_SPEECH_WORDS = 32
+_HELD_OUT = {"trec": 200, "reviews": 80, "speeches": 72}
+_HELD_OUT_QUESTIONS = 16  # of each set
 
 Record = Mapping[str, Any]
 
@@ -82,7 +82,6 @@ def _reviews(folder: Path) -> None:
             own += by_movie[next(rest)]
         devices.append(own[:EXAMPLES])
     held_out = held_out[: _HELD_OUT["reviews"]]
-    _write(folder, "heldout", held_out)
     words = [" positive", " negative"]
     _write(
         folder,
@@ -105,7 +104,6 @@ def _commonsense(folder: Path) -> None:
         by_task[task] = [_answered(pool[i]) for i in rng.permutation(len(pool))]
         kept = questions(task, "val")
         held_out += [kept[i] for i in rng.permutation(len(kept))[:_HELD_OUT_QUESTIONS]]
-    _write(folder, "heldout", [_answered(x) for x in held_out])
     _write(
         folder,
         "choices",

@@ -71,13 +71,15 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     server_s: float
     is_diverged: bool
 
-    def settled(self, budget: float = math.inf) -> Point:
-        """Return the mean of the last looks before devices had sent more than a budget.
+    def settled(self, budget: float = math.inf, rounds: float = math.inf) -> Point:
+        """Return the mean of the last looks before a number of bytes sent, or of rounds.
 
         Where devices see different labels, the loss jumps from round to round: a single look is
-        as much chance as method.
+        as much chance as method. The mean is over three looks at most, and over none from before
+        the half of the rounds until then, in which much was still learned.
         """
-        looks = [x for x in self.curve if x.uplink_bytes <= budget][-_LOOKS:]
+        looks = [x for x in self.curve if x.uplink_bytes <= budget and x.round_number <= rounds]
+        looks = [x for x in looks if 2 * x.round_number >= looks[-1].round_number][-_LOOKS:]
         accuracies = [x.accuracy for x in looks if x.accuracy is not None]
         return Point(
             round_number=looks[-1].round_number,
