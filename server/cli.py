@@ -14,6 +14,7 @@ from edge_sdk.errors import EdgeError
 from server import output, settings_command, task_command
 from server.access_command import AccessCommands
 from server.adapters import AdapterShelf
+from server.advice import advice
 from server.audit import local_user
 from server.backup_command import BackupCommands
 from server.registry_command import RegistryCommands
@@ -126,7 +127,9 @@ def _create_task(args: argparse.Namespace) -> None:
         f"task {spec.name}: rank {spec.adapter.r} on {len(spec.adapter.layers)} layers of "
         f"{spec.base.model}, {spec.policy.rounds} rounds, sketch sizes {spec.policy.sketch_sizes}"
     )
-    output.line(text, {"seed": seed, "task": spec}, args.json)
+    unwise = advice(spec)
+    text = "\n".join([text, *(f"advice: {x}" for x in unwise)])
+    output.line(text, {"seed": seed, "task": spec, "advice": unwise}, args.json)
 
 
 def _list_tasks(args: argparse.Namespace) -> None:

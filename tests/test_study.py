@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from bench.study.cells import HEADER, cells
 from bench.study.claims import differences, equal_bytes
+from bench.study.show import DOCUMENT, filled
 from bench.study.tables import Point, Row, config_path, table_names
 from simulation.config import read_runs
 
@@ -69,3 +71,24 @@ def test_runs_are_compared_seed_by_seed_at_the_bytes_that_all_have_sent():
     mean, half = differences(ours, theirs, budget)
     assert mean == pytest.approx(-1.0)
     assert half == pytest.approx(0.0)
+
+
+def test_a_table_compares_at_equal_rounds_and_at_equal_bytes(tmp_path, monkeypatch):
+    rows = [
+        row("a", 0, (0, 9.0), (10, 4.0)),
+        row("a", 1, (0, 9.0), (10, 2.0)),
+        row("b", 0, (0, 9.0), (5, 6.0), (10, 1.0)),
+        row("b", 1, (0, 9.0), (5, 6.0), (10, 1.0)),
+    ]
+    monkeypatch.setattr("bench.study.cells.read_table", lambda name: rows)
+    lines, caption = cells("any")
+    loss, there = HEADER.index("Loss"), HEADER.index("Loss at equal bytes")
+    assert [line[loss] for line in lines] == ["9.000", "3.000 ± 12.706", "6.000 ± 0.000"]
+    assert [line[there] for line in lines[1:]] == ["3.000 ± 12.706", "3.500 ± 0.000"]
+    assert caption == "2 seeds; losses after 1 rounds, and after 10 B sent by all devices"
+    assert all(len(line) == len(HEADER) for line in lines)
+
+
+def test_the_document_says_what_the_stored_rows_say():
+    text = DOCUMENT.read_text("utf-8")
+    assert filled(text) == text

@@ -77,6 +77,13 @@ def test_a_task_of_few_flags_takes_every_other_value_from_the_dataclasses(run, m
     assert 0 <= seed < 2**53
 
 
+def test_what_is_unwise_in_a_task_is_said_beside_it(run, model):
+    _, out, _ = create(run, model, "--cohort-size", 2, name="few")
+    assert "2 devices that train 1 of 8 ranks" in json.loads(out)["advice"][0]
+    _, out, _ = create(run, model, "--cohort-size", 8, name="enough")
+    assert json.loads(out)["advice"] == []
+
+
 def test_every_flag_reaches_the_task(run, model):
     spec, seed = created(
         run, model, "--base-name", "owner/tiny", "--revision", "abc", "--task-type", "SEQ_CLS",
