@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import lru_cache
 from pathlib import Path
 
 import msgspec
@@ -18,7 +19,7 @@ from server.methods import method_of
 from server.methods.cost import adapter_memory_bytes
 from server.methods.method import GlobalModel
 from simulation.checkpoint import Checkpoint, checkpoint_path, read_checkpoint, write_checkpoint
-from simulation.config import RunConfig
+from simulation.config import ModelConfig, RunConfig
 from simulation.coordinator_server import CoordinatorServer
 from simulation.coverage import Coverage
 from simulation.fleet import Fleet
@@ -201,9 +202,17 @@ def _learner(config: RunConfig) -> StandIns | Students:
     if config.learner is None:
         return StandIns(config.stand_in)
     training = config.training_spec()
-    return Students(
+    return _students(
         config.learner, config.adapter.target_modules, training.max_length, training.batch_size
     )
+
+
+@lru_cache(maxsize=1)
+def _students(
+    learner: ModelConfig, targets: tuple[str, ...] | None, max_length: int, batch_size: int
+) -> Students:
+    """Keep the model of the last run: the next one in this process mostly has the same."""
+    return Students(learner, targets, max_length, batch_size)
 
 
 def _fleet(config: RunConfig, learner: StandIns | Students) -> Fleet:

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
-import subprocess
 import sys
-from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 from edge_sdk.errors import ConfigError
 from simulation.config import RunConfig, read_runs
 from simulation.run import run_simulation
 
+_THREADS = "OMP_NUM_THREADS"
+
 
 def run_apart(
     file: Path, runs: Mapping[str, RunConfig], out: Path, jobs: int, on_ray: bool = False
 ) -> None:
-    """Run what is not finished, some at once, each in a process of its own with one thread.
+    """Run what is not finished, some at once, in as many processes with one thread each.
 
     Raises:
         ConfigError: A run failed; the others are finished, and so is what a next call leaves out.
@@ -26,26 +29,26 @@ def run_apart(
     if on_ray:
         _on_ray(file, missing, out)
         return
-    with ThreadPoolExecutor(jobs) as pool:
-        failed = [x for x in pool.map(lambda name: _in_process(file, name, out), missing) if x]
-    if failed:
-        raise ConfigError(failed[0])
+    context = multiprocessing.get_context("spawn")
+    with _one_thread(), ProcessPoolExecutor(jobs, mp_context=context) as pool:
+        ends = {name: pool.submit(_one, file, name, out) for name in missing}
+    failed = {name: end.exception() for name, end in ends.items() if end.exception()}
+    for name, error in failed.items():
+        raise ConfigError(f"run {name} failed: {error or 'its process ended'}")
 
 
-def _in_process(file: Path, name: str, out: Path) -> str | None:
-    """Run one; return what went wrong."""
-    command = [sys.executable, "-m", "simulation.sweep", str(file), name, str(out)]
-    done = subprocess.run(  # noqa: S603 - our own module
-        command,
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    if done.returncode == 0:
-        return None
-    said = done.stderr.strip().splitlines() or ["it said nothing"]
-    return f"run {name} failed: {said[-1]}"
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Let processes that are started meanwhile compute with one thread."""
+    before = os.environ.get(_THREADS)
+    os.environ[_THREADS] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_THREADS]
+        else:
+            os.environ[_THREADS] = before
 
 
 def _on_ray(file: Path, names: Iterable[str], out: Path) -> None:
