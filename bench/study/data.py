@@ -25,8 +25,8 @@ EXAMPLES = 80
 _SEED = 0
 _DIRICHLET = 0.5
 _SPEECH_WORDS = 32
-_HELD_OUT = {"trec": 200, "reviews": 80, "speeches": 72}
-_HELD_OUT_QUESTIONS = 16  # of each set
+_HELD_OUT = {"trec": 200, "reviews": 60, "speeches": 48}
+_HELD_OUT_QUESTIONS = 12  # of each set
 
 Record = Mapping[str, Any]
 
