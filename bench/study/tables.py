@@ -75,11 +75,11 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
         """Return the mean of the last looks before a number of bytes sent, or of rounds.
 
         Where devices see different labels, the loss jumps from round to round: a single look is
-        as much chance as method. The mean is over three looks at most, and over none from before
-        the half of the rounds until then, in which much was still learned.
+        as much chance as method. The mean is over three looks at most, all in the last quarter of
+        the rounds until then, so that a run with more looks is not charged for its beginning.
         """
         looks = [x for x in self.curve if x.uplink_bytes <= budget and x.round_number <= rounds]
-        looks = [x for x in looks if 2 * x.round_number >= looks[-1].round_number][-_LOOKS:]
+        looks = [x for x in looks if 4 * x.round_number >= 3 * looks[-1].round_number][-_LOOKS:]
         accuracies = [x.accuracy for x in looks if x.accuracy is not None]
         return Point(
             round_number=looks[-1].round_number,
