@@ -122,6 +122,7 @@ def create_task(state: Path, case: Case) -> None:
     (model / "model.safetensors").write_bytes(safetensors.numpy.save(weights))
     words = ["task", "create", TASK, "--model", str(model), "--rank", str(case.r)]
     words += ["--sketch-sizes", str(case.k), "--rounds", str(case.rounds), "--seed", _SEED]
+    words += ["--update-encoding", "wire"]
     command(*words, "--cohort-size", str(case.devices), state=state)
 
 

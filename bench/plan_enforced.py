@@ -87,6 +87,7 @@ def _serve(processes: Processes, scratch: Path, model: Path, tasks: int) -> tupl
             "local-steps": LOCAL_STEPS,
             "batch-size": BATCH_SIZE,
             "max-length": LENGTH,
+            "update-encoding": "wire",
         }
         flags = [text for name, value in settings.items() for text in (f"--{name}", str(value))]
         create = ["server", "task", "create", f"run-{number}", *state, *flags, "--json"]

@@ -163,7 +163,8 @@ def create_task(
     weights = {"none": np.zeros(1, dtype=np.float32)}  # no weight of it is ever read
     (model / "model.safetensors").write_bytes(safetensors.numpy.save(weights))
     words = ["task", "create", TASK, "--model", str(model), "--rank", str(RANK)]
-    words += ["--wire-dtype", WIRE_DTYPE, "--sketch-sizes", str(SKETCH_SIZE), "--seed", "1"]
+    words += ["--wire-dtype", WIRE_DTYPE, "--update-encoding", "wire"]
+    words += ["--sketch-sizes", str(SKETCH_SIZE), "--seed", "1"]
     words += ["--rounds", str(rounds), "--cohort-size", str(devices), "--quorum", str(updates)]
     server_command(state, *words, "--min-updates", "1", "--deadline", "86400")
 

@@ -62,6 +62,7 @@ def _measure(scratch: Path, r: int) -> list[dict[str, Any]]:
     ladder = ",".join(map(str, sizes))
     create = ["task", "create", "bytes", "--model", str(model), "--rank", str(r)]
     create += ["--sketch-sizes", ladder, "--rounds", "1", "--cohort-size", str(len(sizes))]
+    create += ["--update-encoding", "wire"]
     _server_command(*create, state=state)
     token = _server_command("token", "create", state=state)["enrolment_token"]
     command = [sys.executable, "-m", "server", "serve", "--state", str(state)]

@@ -160,6 +160,7 @@ def _start_server(processes: Processes, model: Path) -> Served:
         local_lr=LOCAL_LR,
         batch_size=BATCH_SIZE,
         max_length=MAX_LENGTH,
+        update_encoding="wire",  # bytes as in 32 bits, to compare
     )
     create = ["server", "task", "create", TASK, *state, *task, "--json"]
     processes.run("task-create", create)

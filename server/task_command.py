@@ -80,6 +80,9 @@ _PLAIN_FLAGS: Mapping[str, tuple[type, str, Any, str]] = {
     "--wire-dtype": (AdapterSpec, "wire_dtype", get_args(WireDtype), "numbers on the wire"),
 }
 
+# What the study's evidence changes for new tasks; a task that says nothing keeps its meaning.
+_EVIDENT: Mapping[str, str] = {"--update-encoding": "int8"}
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add every flag of the command."""
@@ -103,7 +106,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seed", type=int, help="of all randomness (default: random)")
     for flag, (holder, name, kind, text) in _PLAIN_FLAGS.items():
-        _add_plain(parser, flag, _default(holder, name), kind, text)
+        _add_plain(parser, flag, _EVIDENT.get(flag, _default(holder, name)), kind, text)
 
 
 def build_spec(args: argparse.Namespace) -> TaskSpec:
@@ -154,11 +157,12 @@ def _read_base(args: argparse.Namespace) -> tuple[BaseModel, ModelShape]:
 def _given(args: argparse.Namespace, holder: type) -> dict[str, Any]:
     """Return the plain flags that were given, by field name; the dataclass knows the others."""
     values = {
-        name: getattr(args, flag[2:].replace("-", "_"))
+        name: (getattr(args, flag[2:].replace("-", "_")), _EVIDENT.get(flag))
         for flag, (owner, name, _, _) in _PLAIN_FLAGS.items()
         if owner is holder
     }
-    return {name: value for name, value in values.items() if value is not None}
+    chosen = {name: own if given is None else given for name, (given, own) in values.items()}
+    return {name: value for name, value in chosen.items() if value is not None}
 
 
 def _default(holder: type, name: str) -> Any:

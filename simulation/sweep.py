@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -30,11 +31,26 @@ def run_apart(
         _on_ray(file, missing, out)
         return
     context = multiprocessing.get_context("spawn")
-    with _one_thread(), ProcessPoolExecutor(jobs, mp_context=context) as pool:
+    with (
+        _one_thread(),
+        ProcessPoolExecutor(jobs, mp_context=context, initializer=_end_with_parent) as pool,
+    ):
         ends = {name: pool.submit(_one, file, name, out) for name in missing}
     failed = {name: end.exception() for name, end in ends.items() if end.exception()}
     for name, error in failed.items():
         raise ConfigError(f"run {name} failed: {error or 'its process ended'}")
+
+
+def _end_with_parent() -> None:
+    """End this worker as soon as the process that gives it work has ended, even killed."""
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 @contextmanager

@@ -66,7 +66,7 @@ def data_bytes(model: Path, encoding) -> int:
 def test_updates_in_codes_teach_as_fp32_ones_do_in_a_fraction_of_the_bytes(
     server, token, tiny_llama, tmp_path
 ):
-    plain = train(server, token, tiny_llama, tmp_path, "plain")
+    plain = train(server, token, tiny_llama, tmp_path, "plain", "--update-encoding", "wire")
     for encoding in ("int8", "int4"):
         flags = ("--update-encoding", encoding, "--error-feedback")
         coded = train(server, token, tiny_llama, tmp_path, encoding, *flags)

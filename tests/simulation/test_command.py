@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from pathlib import Path
 
 import msgspec
+import psutil
 import pytest
 
 from edge_sdk.cli import main
 from simulation.config import read_runs
 from simulation.interval import interval
 from simulation.sweep import run_apart
+from tests.numpy_device import wait_for
 from tests.simulation.test_config import FILE
 
 VARIANTS = (
@@ -81,6 +84,25 @@ def test_a_run_that_fails_in_its_process_is_named(file, tmp_path):
     file.write_text(VARIANTS.replace('name = "plain"', 'name = "gone"'), encoding="utf-8")
     with pytest.raises(Exception, match="run plain-1 failed"):
         run_apart(file, other, tmp_path / "out", jobs=1)
+
+
+@pytest.mark.processes
+def test_a_killed_sweep_leaves_no_worker_behind(file, tmp_path):
+    file.write_text(VARIANTS.replace("rounds = 3", "rounds = 1000000"), encoding="utf-8")
+    words = [str(file), "--out", str(tmp_path / "out"), "--jobs", "2"]
+    with psutil.Popen([sys.executable, "-m", "edge_sdk", "simulate", *words]) as sweep:
+        wait_for(lambda: len(busy_workers(sweep)) == 2)
+        workers = busy_workers(sweep)
+        sweep.kill()
+    _, alive = psutil.wait_procs(workers, timeout=30)
+    for process in alive:
+        process.kill()
+    assert not alive
+
+
+def busy_workers(sweep: psutil.Process) -> list[psutil.Process]:
+    """Return the workers of a sweep that have had a second of processor time: they are at it."""
+    return [x for x in sweep.children() if x.cpu_times().user > 1.0]
 
 
 def test_the_interval_of_three_is_that_of_students_t():
