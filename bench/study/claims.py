@@ -8,10 +8,10 @@ from bench.report import Claim
 from bench.study.tables import Row, by_variant, read_table, results_path
 from simulation.interval import interval
 
-DEFAULT = "fslora"
+DEFAULT = "default"
 RIVALS = ("fedit", "hetlora")
-TASKS = ("minilm-methods", "smollm2-reviews", "smollm2-commonsense", "smollm2-speeches")
-HEAVY = "heavy"
+IN_8_BITS = ("fedit-int8", "hetlora-int8")
+TASKS = ("minilm-bytes", "smollm2-reviews", "smollm2-commonsense", "smollm2-speeches")
 _LEAST_TASKS = 2
 
 
@@ -23,6 +23,7 @@ def study_claims() -> list[Claim]:
         rows = by_variant(read_table(task))
         found = [_against(task, rival, rows) for rival in RIVALS]
         claims += found
+        claims += [_against(task, rival, rows) for rival in IN_8_BITS if rival in rows]
         won += all(claim.holds for claim in found)
     claims.append(
         Claim(
@@ -52,9 +53,8 @@ def differences(
 
 
 def _against(task: str, rival: str, variants: Mapping[str, Sequence[Row]]) -> Claim:
-    ours, theirs = f"{DEFAULT}-{HEAVY}", f"{rival}-{HEAVY}"
-    budget = equal_bytes(variants, [ours, theirs])
-    mean, half = differences(variants[ours], variants[theirs], budget)
+    budget = equal_bytes(variants, [DEFAULT, rival])
+    mean, half = differences(variants[DEFAULT], variants[rival], budget)
     return Claim(
         claim=f"{task}: held-out loss of {DEFAULT} less that of {rival}, both at "
         f"{budget / 1e6:.1f} MB sent, ± {half or 0.0:.3f}",

@@ -233,6 +233,7 @@ def over_http(config, model: Path, folder: Path) -> tuple[list[str], bytes]:
     with ServerProcess(folder / "server") as server:
         server.command(
             *("task", "create", "t", "--model", str(model), "--rank", "4", "--alpha", "8"),
+            *("--update-encoding", "wire"),
             *("--sketch-sizes", "2", "--rounds", "2", "--cohort-size", str(len(files))),
             *("--local-steps", str(training.local_steps), "--local-lr", str(training.local_lr)),
             *("--batch-size", "2", "--max-length", "32", "--seed", str(SEED)),
