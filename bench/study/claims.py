@@ -9,8 +9,13 @@ from bench.study.tables import Row, by_variant, read_table, results_path
 from simulation.interval import interval
 
 DEFAULT = "default"
-RIVALS = ("fedit", "hetlora")
-IN_8_BITS = ("fedit-int8", "hetlora-int8")
+RIVALS = ("fedit", "hetlora-int8")
+"""FedIT at the rank of the weakest device, as published; HetLoRA with its updates in 8 bits, as
+ours: in 32 bits a single round of it may be more than all of the budget."""
+
+OTHERS = ("hetlora", "fedit-int8")
+"""Compared as well, where they were run."""
+
 TASKS = ("minilm-bytes", "smollm2-reviews", "smollm2-commonsense", "smollm2-speeches")
 _LEAST_TASKS = 2
 
@@ -23,7 +28,7 @@ def study_claims() -> list[Claim]:
         rows = by_variant(read_table(task))
         found = [_against(task, rival, rows) for rival in RIVALS]
         claims += found
-        claims += [_against(task, rival, rows) for rival in IN_8_BITS if rival in rows]
+        claims += [_against(task, rival, rows) for rival in OTHERS if rival in rows]
         won += all(claim.holds for claim in found)
     claims.append(
         Claim(

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.study.cells import HEADER, cells
+from bench.study.tables import results_path
 
 DOCUMENT = Path("docs") / "results.md"
 _PLACE = re.compile(r"(<!-- table ([a-z0-9-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -32,6 +33,8 @@ def filled(document: str) -> str:
 
 def markdown(name: str) -> str:
     """Return a table in Markdown, with its caption; columns that say nothing are left out."""
+    if not results_path(name).exists():
+        return "\nNot run yet.\n\n"
     lines, caption = cells(name)
     said = [number for number in range(len(HEADER)) if {line[number] for line in lines} - {"", "-"}]
     rows = [list(HEADER), ["---"] * len(HEADER), *lines]
