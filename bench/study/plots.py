@@ -44,12 +44,20 @@ def plot_table(name: str) -> Path:
     axes.set(xlabel="MB sent by all devices", ylabel="held-out loss", title=PLOTS[name])
     axes.set_xscale("log")
     axes.set_yscale("log")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(_plain)
+        axis.set_minor_formatter(_plain)
     axes.grid(visible=True, which="both", alpha=0.2)
     axes.legend(fontsize="small")
     FOLDER.mkdir(parents=True, exist_ok=True)
     path = FOLDER / f"{name}.svg"
     figure.savefig(path, metadata={"Date": None})
     return path
+
+
+def _plain(value: float, _position: float | None) -> str:
+    """Label 1, 2, 3 and 5 times a power of ten, without an exponent."""
+    return f"{value:g}" if f"{value:e}"[0] in "1235" else ""
 
 
 def _curves(rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:
