@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bench.study.cells import HEADER, cells
-from bench.study.claims import differences, equal_bytes
+from bench.study.claims import as_published, differences, equal_bytes
 from bench.study.show import DOCUMENT, filled
 from bench.study.tables import Point, Row, config_path, table_names
 from simulation.config import read_runs
@@ -66,6 +66,17 @@ def test_runs_are_compared_seed_by_seed_at_the_bytes_that_all_have_sent():
     mean, half = differences(ours, theirs, budget)
     assert mean == pytest.approx(-1.0)
     assert half == pytest.approx(0.0)
+
+
+def test_a_rival_whose_first_round_is_more_than_the_budget_is_compared_in_8_bits():
+    rows = {
+        "default": [row("default", 0, (0, 5.0), (40, 1.0))],
+        "hetlora": [row("hetlora", 0, (0, 5.0), (30, 3.0), (60, 2.0))],
+    }
+    assert as_published("hetlora", rows) == "hetlora"
+    rows["hetlora"] += [row("hetlora", 1, (0, 5.0), (50, 3.0))]
+    assert as_published("hetlora", rows) == "hetlora-int8"
+    assert as_published("fedit", rows) == "fedit-int8"
 
 
 def test_a_table_compares_at_equal_rounds_and_at_equal_bytes(tmp_path, monkeypatch):
