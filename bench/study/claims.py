@@ -18,7 +18,8 @@ _LEAST_TASKS = 2
 def study_claims() -> list[Claim]:
     """Return the claims of every task that was run."""
     done = [task for task in TASKS if results_path(task).exists()]
-    claims, won, won_in_8_bits = [], 0, 0
+    claims: list[Claim] = []
+    won = won_in_8_bits = 0
     for task in done:
         rows = by_variant(read_table(task))
         found = {
