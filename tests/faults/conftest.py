@@ -58,7 +58,7 @@ def thirsty_task(tmp_path: Path, wide_llama: Path, tokens: int) -> Iterator[Thir
             *("task", "create", "t", "--model", str(wide_llama), "--rank", str(R)),
             *("--sketch-sizes", "1,2,4,8", "--rounds", "2", "--cohort-size", "1"),
             *("--batch-size", "24", "--max-length", str(tokens), "--local-steps", str(LAST_STEP)),
-            *("--seed", str(SEED)),
+            *("--seed", str(SEED), "--update-encoding", "wire"),
         )
         token = server.command("token", "create")["enrolment_token"]
         yield ThirstyTask(server, token, wide_llama, data)

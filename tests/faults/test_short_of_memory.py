@@ -139,6 +139,7 @@ def test_a_round_that_closes_while_a_device_steps_down_is_left_for_the_next(
         *("task", "create", "pair", "--model", str(thirsty.model), "--rank", str(R)),
         *("--sketch-sizes", "1,2,4,8", "--rounds", "2", "--cohort-size", "2", "--quorum", "1"),
         *("--batch-size", "24", "--max-length", "96", "--local-steps", "1"),
+        *("--update-encoding", "wire"),
     )
     identity = enrol_one(thirsty.server.address, thirsty.token, "fast")
     fast = NumpyDevice(thirsty.server.address, identity, "pair", 2)
