@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import pytest
 
+from bench.study import tables
 from bench.study.cells import HEADER, cells
 from bench.study.claims import as_published, differences, equal_bytes
 from bench.study.show import DOCUMENT, filled
 from bench.study.tables import Point, Row, config_path, table_names
+from edge_sdk.errors import ConfigError
 from simulation.config import read_runs
+from tests.simulation.test_config import FILE
 
 
 def row(variant: str, seed: int, *looks: tuple[int, float]) -> Row:
@@ -98,3 +101,27 @@ def test_a_table_compares_at_equal_rounds_and_at_equal_bytes(tmp_path, monkeypat
 def test_the_document_says_what_the_stored_rows_say():
     text = DOCUMENT.read_text("utf-8")
     assert filled(text) == text
+
+
+def test_a_stored_row_is_not_run_again_unless_its_configuration_changed(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "FOLDER", tmp_path)
+    monkeypatch.setattr(tables, "RAW", tmp_path / "raw")
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "results").mkdir()
+    file = tmp_path / "tables" / "small.toml"
+    (tmp_path / "raw" / "small").mkdir(parents=True)
+    ran = []
+    monkeypatch.setattr(tables, "run_apart", lambda file, runs, out, jobs: ran.append([*runs]))
+    file.write_text("seeds = [0, 1]\n" + FILE, encoding="utf-8")
+    tables.run_table("small", 1)
+    first = tables.read_table("small")
+    assert [(x.variant, x.seed) for x in first] == [("small", 0), ("small", 1)]
+    tables.run_table("small", 1)
+    assert tables.read_table("small") == first
+    file.write_text("seeds = [0, 1, 2]\n" + FILE, encoding="utf-8")
+    tables.run_table("small", 1)
+    assert tables.read_table("small")[:2] == first
+    file.write_text("seeds = [0]\n" + FILE.replace("rounds = 3", "rounds = 4"), encoding="utf-8")
+    with pytest.raises(ConfigError, match="another"):
+        tables.run_table("small", 1)
+    assert ran == [["small-0", "small-1"], [], ["small-2"], ["small-0"]]

@@ -105,12 +105,24 @@ def results_path(name: str) -> Path:
 
 
 def run_table(name: str, jobs: int) -> None:
-    """Run what is missing of a table and write its data file; it may be cut off at any time."""
+    """Run what is missing of a table and write its data file; it may be cut off at any time.
+
+    A row that is stored stays, as long as its configuration is the same.
+    """
     runs = read_runs(config_path(name))
-    run_apart(config_path(name), runs, RAW / name, jobs)
-    rows = [
-        as_row(x, run_simulation(config, RAW / name / f"{x}.json")) for x, config in runs.items()
-    ]
+    stored = {f"{x.variant}-{x.seed}": x for x in _stored(name)}
+    kept = {
+        x: stored[x]
+        for x, config in runs.items()
+        if x in stored and stored[x].config_digest == config_digest(config)
+    }
+    missing = {x: config for x, config in runs.items() if x not in kept}
+    run_apart(config_path(name), missing, RAW / name, jobs)
+    found = {
+        x: as_row(x, run_simulation(config, RAW / name / f"{x}.json"))
+        for x, config in missing.items()
+    }
+    rows = [(kept | found)[x] for x in runs]
     lines = [msgspec.json.encode(row) for row in rows]
     write_whole(results_path(name), b"[\n" + b",\n".join(lines) + b"\n]\n")
     results_path(name).chmod(0o644)
@@ -119,6 +131,10 @@ def run_table(name: str, jobs: int) -> None:
 def read_table(name: str) -> list[Row]:
     """Return the rows of a table that was run."""
     return msgspec.json.decode(results_path(name).read_bytes(), type=list[Row])
+
+
+def _stored(name: str) -> list[Row]:
+    return read_table(name) if results_path(name).exists() else []
 
 
 def by_variant(rows: Sequence[Row]) -> Mapping[str, list[Row]]:
