@@ -29,9 +29,8 @@ def study_claims() -> list[Claim]:
             if name in rows
         }
         claims += found.values()
-        won += all(found[as_published(rival, rows)].holds for rival in RIVALS)
-        in_8_bits = [found.get(rival + IN_8_BITS) for rival in RIVALS]
-        won_in_8_bits += all(claim is not None and claim.holds for claim in in_8_bits)
+        won += _beats(found, [as_published(rival, rows) for rival in RIVALS])
+        won_in_8_bits += _beats(found, [rival + IN_8_BITS for rival in RIVALS])
     return [
         *claims,
         _count("as published", won, len(done)),
@@ -47,6 +46,10 @@ def as_published(rival: str, variants: Mapping[str, Sequence[Row]]) -> str:
         if all(row.settled(budget).round_number > 0 for row in rows):
             return rival
     return rival + IN_8_BITS
+
+
+def _beats(found: Mapping[str, Claim], rivals: Sequence[str]) -> bool:
+    return all(rival in found and found[rival].holds for rival in rivals)
 
 
 def _count(rivals: str, won: int, tasks: int) -> Claim:
