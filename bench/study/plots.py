@@ -11,6 +11,8 @@ from bench.study.tables import Row, by_variant, read_table
 
 FOLDER = Path("docs") / "plots"
 _MEGA = 1e6
+_COLOURS = 10  # until they come again
+_WIDE = 3.0  # times the least loss: then steps are ratios
 
 
 PLOTS = {
@@ -35,18 +37,22 @@ def plot_table(name: str) -> Path:
     rcParams["svg.hashsalt"] = name  # the same data give the same file
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    for variant, seeds in by_variant(read_table(name)).items():
+    for position, (variant, seeds) in enumerate(by_variant(read_table(name)).items()):
         sent, losses = _curves(seeds)
-        (line,) = axes.plot(sent, losses.mean(axis=0), marker=".", label=variant)
+        style = "-" if position < _COLOURS else "--"
+        (line,) = axes.plot(sent, losses.mean(axis=0), style, marker=".", label=variant)
         axes.fill_between(
             sent, losses.min(axis=0), losses.max(axis=0), alpha=0.15, color=line.get_color()
         )
     axes.set(xlabel="MB sent by all devices", ylabel="held-out loss", title=PLOTS[name])
     axes.set_xscale("log")
-    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    if high > _WIDE * low:
+        axes.set_yscale("log")
+        axes.yaxis.set_minor_formatter(_plain)
+    axes.xaxis.set_minor_formatter(_plain)
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(_plain)
-        axis.set_minor_formatter(_plain)
+        axis.set_major_formatter("{x:g}")
     axes.grid(visible=True, which="both", alpha=0.2)
     axes.legend(fontsize="small")
     FOLDER.mkdir(parents=True, exist_ok=True)
