@@ -41,8 +41,12 @@ def main() -> int:
         return 0
     if options.do == "write":
         DOCUMENT.write_text(filled(DOCUMENT.read_text("utf-8")), encoding="utf-8")
-        for name in _done(PLOTS):
-            console.print(plot_table(name))
+        try:
+            for name in _done(PLOTS):
+                console.print(plot_table(name))
+        except ImportError:
+            console.print("the pictures need matplotlib: pip install 'edge-sdk[plots]'")
+            return 1
         return 0
     prepare()
     if options.do == "prepare":
