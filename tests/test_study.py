@@ -5,12 +5,14 @@ from __future__ import annotations
 import pytest
 
 from bench.study import tables
+from bench.study.__main__ import SMALL
 from bench.study.cells import HEADER, cells
 from bench.study.claims import as_published, differences, equal_bytes
 from bench.study.show import DOCUMENT, filled
 from bench.study.tables import Point, Row, config_path, table_names
 from edge_sdk.errors import ConfigError
 from simulation.config import read_runs
+from simulation.run import config_digest
 from tests.simulation.test_config import FILE
 
 
@@ -101,6 +103,12 @@ def test_a_table_compares_at_equal_rounds_and_at_equal_bytes(tmp_path, monkeypat
 def test_the_document_says_what_the_stored_rows_say():
     text = DOCUMENT.read_text("utf-8")
     assert filled(text) == text
+
+
+def test_the_row_that_is_run_again_is_stored():
+    table, run = SMALL
+    stored = {f"{x.variant}-{x.seed}": x.config_digest for x in tables.read_table(table)}
+    assert stored[run] == config_digest(read_runs(config_path(table))[run])
 
 
 def test_a_stored_row_is_not_run_again_unless_its_configuration_changed(tmp_path, monkeypatch):
