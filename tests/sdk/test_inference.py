@@ -125,13 +125,19 @@ def test_a_generation_that_was_asked_for_before_a_swap_uses_the_adapter_of_then(
 
 
 @pytest.mark.parametrize(
-    ("weight_format", "theirs", "tolerance"),
-    [("int8", "fp32", 0.05), ("nf4", "nf4", 0.05), ("int4", "nf4", 0.02)],
+    ("weight_format", "theirs", "computes_in_bf16", "tolerance"),
+    [
+        ("int8", "fp32", False, 0.05),
+        ("nf4", "nf4", False, 0.05),
+        ("int4", "nf4", False, 0.02),
+        ("int4", "nf4", True, 0.1),
+    ],
 )
 def test_rounded_weights_give_nearly_the_probabilities_of_torch(
-    base, adapters, cache, weight_format, theirs, tolerance
+    base, adapters, cache, monkeypatch, weight_format, theirs, computes_in_bf16, tolerance
 ):
-    """Those of 4 bits are those of the base an adapter is trained on."""
+    """Those of 4 bits are those of the base an adapter is trained on, with bf16 units or not."""
+    monkeypatch.setattr("edge_sdk.base_model.has_native_bf16", lambda: computes_in_bf16)
     session = open_session(base, adapters[8], weight_format=weight_format, threads=1, cache=cache)
     choices = [" red", " green", " blue"]
     found = np.log([session.classify(PROMPTS[0], choices)[choice] for choice in choices])
