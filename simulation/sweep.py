@@ -28,17 +28,26 @@ def run_apart(
     """
     missing = [name for name in runs if not (out / f"{name}.json").exists()]
     if on_ray:
-        _on_ray(file, missing, out)
-        return
+        failed = _on_ray(file.resolve(), missing, out.resolve())
+    else:
+        failed = _in_processes(file, missing, out, jobs)
+    for name, reason in failed.items():
+        raise ConfigError(f"run {name} failed: {reason}")
+
+
+def _in_processes(file: Path, names: Iterable[str], out: Path, jobs: int) -> dict[str, str]:
+    """Return why runs failed, by their names."""
     context = multiprocessing.get_context("spawn")
     with (
         _one_thread(),
         ProcessPoolExecutor(jobs, mp_context=context, initializer=_end_with_parent) as pool,
     ):
-        ends = {name: pool.submit(_one, file, name, out) for name in missing}
-    failed = {name: end.exception() for name, end in ends.items() if end.exception()}
-    for name, error in failed.items():
-        raise ConfigError(f"run {name} failed: {error or 'its process ended'}")
+        ends = {name: pool.submit(_one, file, name, out) for name in names}
+    return {
+        name: str(error) or "its process ended"
+        for name, end in ends.items()
+        if (error := end.exception())
+    }
 
 
 def _end_with_parent() -> None:
@@ -67,17 +76,25 @@ def _one_thread() -> Iterator[None]:
             os.environ[_THREADS] = before
 
 
-def _on_ray(file: Path, names: Iterable[str], out: Path) -> None:
+def _on_ray(file: Path, names: Iterable[str], out: Path) -> dict[str, str]:
+    """Return why runs failed, by their names; paths are absolute, and the same on all machines."""
     try:
         import ray
     except ImportError:
         raise ConfigError("a Ray cluster needs Ray: pip install 'edge-sdk[cluster]'") from None
 
-    @ray.remote(num_cpus=1)  # type: ignore[untyped-decorator]
+    @ray.remote(num_cpus=1, max_retries=0)  # type: ignore[untyped-decorator]
     def one(name: str) -> None:
         _one(file, name, out)
 
-    ray.get([one.remote(name) for name in names])
+    ends = {name: one.remote(name) for name in names}
+    failed = {}
+    for name, end in ends.items():
+        try:
+            ray.get(end)
+        except ray.exceptions.RayError as error:
+            failed[name] = str(getattr(error, "cause", None) or error)
+    return failed
 
 
 def _one(file: Path, name: str, out: Path) -> None:

@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from edge_sdk.cli import main
+from edge_sdk.errors import ConfigError
 from simulation.config import read_runs
 from simulation.interval import interval
 from simulation.sweep import run_apart
@@ -60,10 +61,18 @@ def test_a_wrong_file_is_one_line_and_a_failure(file, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.fixture(params=["processes", "ray"])
+def on_ray(request) -> bool:
+    """Where a sweep runs; a Ray cluster of this machine where Ray is installed."""
+    if request.param == "ray":
+        pytest.importorskip("ray")
+    return bool(request.param == "ray")
+
+
 @pytest.mark.processes
-def test_runs_in_processes_of_their_own_have_the_same_results(file, tmp_path):
+def test_runs_in_processes_of_their_own_have_the_same_results(file, tmp_path, on_ray):
     runs = read_runs(file)
-    run_apart(file, runs, tmp_path / "apart", jobs=2)
+    run_apart(file, runs, tmp_path / "apart", jobs=2, on_ray=on_ray)
     assert main(["simulate", str(file), "--out", str(tmp_path / "here"), "--json"]) == 0
     for name in runs:
         here, apart = (
@@ -76,14 +85,14 @@ def test_runs_in_processes_of_their_own_have_the_same_results(file, tmp_path):
 
 
 @pytest.mark.processes
-def test_a_run_that_fails_in_its_process_is_named(file, tmp_path):
+def test_a_run_that_fails_in_its_process_is_named(file, tmp_path, on_ray):
     runs = read_runs(file)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "plain-0.json").write_text("{}")
     other = dict(list(runs.items())[:2])
     file.write_text(VARIANTS.replace('name = "plain"', 'name = "gone"'), encoding="utf-8")
-    with pytest.raises(Exception, match="run plain-1 failed"):
-        run_apart(file, other, tmp_path / "out", jobs=1)
+    with pytest.raises(ConfigError, match="run plain-1 failed: 'plain-1'"):
+        run_apart(file, other, tmp_path / "out", jobs=1, on_ray=on_ray)
 
 
 @pytest.mark.processes
