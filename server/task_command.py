@@ -81,7 +81,7 @@ _PLAIN_FLAGS: Mapping[str, tuple[type, str, Any, str]] = {
 }
 
 # What the study's evidence changes for new tasks; a task that says nothing keeps its meaning.
-_EVIDENT: Mapping[str, str] = {"--update-encoding": "int8"}
+_EVIDENT: Mapping[str, str] = {"--update-encoding": "int4"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

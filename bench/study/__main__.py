@@ -25,7 +25,7 @@ from bench.study.tables import as_row, config_path, read_table, results_path, ru
 from simulation.config import read_runs
 from simulation.run import run_simulation
 
-SMALL = ("minilm-ablations", "default-0")
+SMALL = ("minilm-ablations", "int8-0")
 """Table and run that are run again."""
 
 _DO = ("prepare", "run", "show", "write")

@@ -13,6 +13,8 @@ HEADER = (
     *("Variant", "r", "Loss", "Accuracy", "Loss at equal bytes", "Accuracy there"),
     *("Sent", "Fetched", "Adapter memory", "Aggregation error", "Server s"),
 )
+_TOO_MUCH = "a round is more"
+"""A variant of which at least one seed has no look within the bytes."""
 
 
 def cells(name: str) -> tuple[list[list[str]], str]:
@@ -40,9 +42,11 @@ def _line(rows: Sequence[Row], rounds: int, budget: int) -> list[str]:
     if diverged:
         learned = [f"{diverged} of {len(rows)} diverged", "", "", ""]
     else:
+        there = [x.settled(budget) for x in rows]
+        has_begun = all(x.round_number for x in there)
         learned = [
             *_looks([x.settled(rounds=rounds) for x in rows]),
-            *_looks([x.settled(budget) for x in rows]),
+            *(_looks(there) if has_begun else [_TOO_MUCH, ""]),
         ]
     errors = [x.aggregation_error for x in rows if x.aggregation_error is not None]
     count = len(rows)

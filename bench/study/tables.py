@@ -71,14 +71,20 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     server_s: float
     is_diverged: bool
 
-    def settled(self, budget: float = math.inf, rounds: float = math.inf) -> Point:
+    def settled(
+        self, budget: float = math.inf, rounds: float = math.inf, *, may_finish: bool = False
+    ) -> Point:
         """Return the mean of the last looks before a number of bytes sent, or of rounds.
+
+        With ``may_finish`` the look counts that came first after the bytes were spent, too.
 
         Where devices see different labels, the loss jumps from round to round: a single look is
         as much chance as method. The mean is over three looks at most, all in the last quarter of
         the rounds until then, so that a run with more looks is not charged for its beginning.
         """
         looks = [x for x in self.curve if x.uplink_bytes <= budget and x.round_number <= rounds]
+        if may_finish and looks[-1].uplink_bytes < budget:
+            looks += self.curve[len(looks) : len(looks) + 1]
         looks = [x for x in looks if 4 * x.round_number >= 3 * looks[-1].round_number][-_LOOKS:]
         accuracies = [x.accuracy for x in looks if x.accuracy is not None]
         return Point(

@@ -69,7 +69,7 @@ def created(run, model, *more):
 
 def test_a_task_of_few_flags_takes_most_other_values_from_the_dataclasses(run, model):
     spec, seed = created(run, model)
-    assert spec.training == TrainingSpec(update_encoding="int8")
+    assert spec.training == TrainingSpec(update_encoding="int4")
     assert spec.policy == RoundPolicy(rounds=2, cohort_size=3, quorum=3, sketch_sizes=[1, 2, 4, 8])
     assert (spec.adapter.r, spec.adapter.lora_alpha) == (8, 16.0)
     assert len(spec.adapter.layers) == 2 * 7
