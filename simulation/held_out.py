@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
+import msgspec
 import numpy as np
 
+from edge_sdk.errors import DataError
 from simulation.work import Evaluation
 
 if TYPE_CHECKING:
@@ -31,12 +32,34 @@ class Question:
     gold: int
 
 
+class _Line(msgspec.Struct, frozen=True):
+    """One line of ``choices.jsonl``; ``gold`` is the index of the right choice."""
+
+    prompt: str
+    choices: Annotated[list[str], msgspec.Meta(min_length=2)]
+    gold: Annotated[int, msgspec.Meta(ge=0)]
+
+    def __post_init__(self) -> None:
+        if self.gold >= len(self.choices):
+            raise ValueError(f"gold={self.gold} is none of {len(self.choices)} choices, from 0")
+
+
 def read_questions(path: Path) -> tuple[list[dict[str, str]], list[Question]]:
-    """Return a prompt with each of its choices, and the questions that they belong to."""
+    """Return a prompt with each of its choices, and the questions that they belong to.
+
+    Raises:
+        DataError: Says the file, the line and what is wrong there.
+    """
     texts, questions = list[dict[str, str]](), list[Question]()
-    for line in map(json.loads, path.read_text("utf-8").splitlines()):
-        questions.append(Question(len(texts), len(line["choices"]), line["gold"]))
-        texts += [{"prompt": line["prompt"], "completion": x} for x in line["choices"]]
+    for number, text in enumerate(path.read_bytes().splitlines(), start=1):
+        try:
+            line = msgspec.json.decode(text, type=_Line)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise DataError(f"{path}:{number}: {error}") from error
+        questions.append(Question(len(texts), len(line.choices), line.gold))
+        texts += [{"prompt": line.prompt, "completion": x} for x in line.choices]
+    if not questions:
+        raise DataError(f"{path} holds no question: write one JSON object per line")
     return texts, questions
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from edge_sdk.errors import DataError
 from edge_sdk.scores import Score
 from simulation.held_out import answered, predicted, read_questions
 from tests.tiny_model import write_jsonl
@@ -31,3 +32,21 @@ def test_examples_with_classes_have_an_accuracy_and_texts_have_none():
     assert predicted([Score(1.0, True), Score(3.0, False)]).accuracy == 0.5
     texts = predicted([Score(1.0, None), Score(3.0, None)])
     assert (texts.loss, texts.accuracy) == (2.0, None)
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("", "holds no question"),
+        ("not JSON", "choices.jsonl:1: JSON is malformed"),
+        ('{"prompt": "a", "choices": ["b", "c"]}', "choices.jsonl:1: .* `gold`"),
+        ('{"prompt": "a", "choices": ["b"], "gold": 0}', "length >= 2"),
+        ('{"prompt": "a", "choices": ["b", "c"], "gold": 2}', "gold=2 is none of 2 choices"),
+        ('{"prompt": "a", "choices": ["b", "c"], "gold": -1}', ">= 0"),
+    ],
+)
+def test_a_wrong_line_of_choices_is_said(tmp_path, line, reason):
+    path = tmp_path / "choices.jsonl"
+    path.write_text(line, encoding="utf-8")
+    with pytest.raises(DataError, match=reason):
+        read_questions(path)
