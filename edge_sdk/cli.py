@@ -191,6 +191,7 @@ def _parser() -> argparse.ArgumentParser:
     simulate.add_argument("--out", type=Path, help="folder of the results (default: by the file)")
     simulate.add_argument("--jobs", type=int, default=1, help="runs at once, each in a process")
     simulate.add_argument("--ray", action="store_true", help="run them on a Ray cluster")
+    simulate.add_argument("--plot", type=Path, metavar="FILE", help="also draw what was learned")
 
     doctor = _command(commands, "doctor", _doctor, "try what usually fails, and say how to fix it")
     doctor.add_argument("--server", help="default: the one this device joined")

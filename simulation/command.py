@@ -16,6 +16,7 @@ from rich.table import Table
 from edge_sdk.quantities import format_bytes
 from simulation.config import RunConfig, read_runs
 from simulation.interval import interval
+from simulation.plot import Curve, check_plot, plot_curves
 from simulation.results import Result, RoundRow, Summary
 from simulation.run import run_simulation
 from simulation.sweep import run_apart
@@ -28,6 +29,8 @@ def run_simulations(options: argparse.Namespace, console: Console) -> list[Any]:
         ConfigError: The file is not what it should be, or results there are of another one.
     """
     runs = read_runs(options.config)
+    if options.plot:
+        check_plot(options.plot)
     out: Path = options.out or Path(options.config.stem)
     if options.jobs > 1 or options.ray:
         run_apart(options.config, runs, out, options.jobs, options.ray)
@@ -35,6 +38,8 @@ def run_simulations(options: argparse.Namespace, console: Console) -> list[Any]:
     if not options.json:
         _print(results, console)
         console.print(f"a file for each run is in {out}")
+    if options.plot:
+        _plot(results, options.config.stem, options.plot)
     return [msgspec.to_builtins(x.summary) | {"run": name} for name, x in results.items()]
 
 
@@ -77,6 +82,18 @@ def _print(results: Mapping[str, Result], console: Console) -> None:
         "min: virtual minutes of a round; lost, late: of the devices that got work; ranks: trained "
         "in a round; cold: rounds that a rank was left alone, at most"
     )
+
+
+def _plot(results: Mapping[str, Result], title: str, path: Path) -> None:
+    variants: dict[str, list[Curve]] = defaultdict(list)
+    for name, result in results.items():
+        looks = [
+            (x.total_uplink_bytes, x.evaluation.loss)
+            for x in result.rounds
+            if x.evaluation is not None
+        ]
+        variants[name.rpartition("-")[0]].append(looks)
+    plot_curves(variants, title, path)
 
 
 def _learned_row(name: str, found: Sequence[Summary]) -> list[str]:

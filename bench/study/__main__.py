@@ -41,12 +41,8 @@ def main() -> int:
         return 0
     if options.do == "write":
         DOCUMENT.write_text(filled(DOCUMENT.read_text("utf-8")), encoding="utf-8")
-        try:
-            for name in _done(PLOTS):
-                console.print(plot_table(name))
-        except ImportError:
-            console.print("the pictures need matplotlib: pip install 'edge-sdk[plots]'")
-            return 1
+        for name in _done(PLOTS):
+            console.print(plot_table(name))
         return 0
     prepare()
     if options.do == "prepare":

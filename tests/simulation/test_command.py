@@ -17,6 +17,7 @@ from simulation.config import read_runs
 from simulation.interval import interval
 from simulation.sweep import run_apart
 from tests.numpy_device import wait_for
+from tests.simulation.files import students
 from tests.simulation.test_config import FILE
 
 VARIANTS = (
@@ -43,6 +44,36 @@ def test_people_get_a_row_for_each_variant_and_a_file_for_each_run(file, tmp_pat
     result = json.loads((tmp_path / "out" / "even-1.json").read_text())
     assert result["config"]["sketching"] == "balanced"
     assert len(result["rounds"]) == result["summary"]["rounds"] == 3
+
+
+def test_what_was_learned_is_drawn(tiny_llama, tmp_path, capsys):
+    """A line for each variant, in a file of the format that its name says."""
+    students(tiny_llama, tmp_path / "data")  # writes the data
+    file = tmp_path / "real.toml"
+    learner = f'[learner]\nmodel = "{tiny_llama}"\ndata = "{tmp_path / "data"}"\n'
+    few = VARIANTS.replace("devices = 10", "devices = 4")
+    file.write_text(few.replace("[[variants]]", learner + "[[variants]]", 1), encoding="utf-8")
+    words = ["simulate", str(file), "--out", str(tmp_path / "out"), "--json"]
+    for name in ("a.svg", "b.png"):
+        assert main([*words, "--plot", str(tmp_path / name)]) == 0
+    drawn = (tmp_path / "a.svg").read_text()
+    assert "<!-- plain -->" in drawn
+    assert "<!-- even -->" in drawn
+    assert (tmp_path / "b.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("a.gif", "a.gif must end in one of .svg .png .pdf"), ("a.svg", "no held-out loss")],
+)
+def test_what_cannot_be_drawn_is_one_line(file, tmp_path, capsys, name, reason):
+    """A format that is unknown, before anything is run; and stand-ins, which learn nothing."""
+    words = ["--out", str(tmp_path / "out"), "--plot", str(tmp_path / name)]
+    assert main(["simulate", str(file), *words]) == 1
+    said = capsys.readouterr().err
+    assert reason in said
+    assert said.count("\n") == 1
+    assert (tmp_path / "out").exists() == (name == "a.svg")
 
 
 def test_machines_get_the_summaries(file, tmp_path, capsys):
