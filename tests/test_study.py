@@ -101,7 +101,7 @@ def test_a_table_compares_at_equal_rounds_and_at_equal_bytes(tmp_path, monkeypat
     assert [line[there] for line in lines[1:]] == [
         "3.000 ± 12.706",
         "1.000 ± 0.000",
-        "a round is more",
+        "no look by then",
     ]
     assert caption == "2 seeds; losses after 1 rounds, and after 10 B sent by all devices"
     assert all(len(line) == len(HEADER) for line in lines)

@@ -13,7 +13,7 @@ HEADER = (
     *("Variant", "r", "Loss", "Accuracy", "Loss at equal bytes", "Accuracy there"),
     *("Sent", "Fetched", "Adapter memory", "Aggregation error", "Server s"),
 )
-_TOO_MUCH = "a round is more"
+_NO_LOOK = "no look by then"
 """A variant of which at least one seed has no look within the bytes."""
 
 
@@ -46,7 +46,7 @@ def _line(rows: Sequence[Row], rounds: int, budget: int) -> list[str]:
         has_begun = all(x.round_number for x in there)
         learned = [
             *_looks([x.settled(rounds=rounds) for x in rows]),
-            *(_looks(there) if has_begun else [_TOO_MUCH, ""]),
+            *(_looks(there) if has_begun else [_NO_LOOK, ""]),
         ]
     errors = [x.aggregation_error for x in rows if x.aggregation_error is not None]
     count = len(rows)
