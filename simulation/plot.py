@@ -33,7 +33,9 @@ def check_plot(path: Path) -> None:
 
 
 def plot_curves(variants: Mapping[str, Sequence[Curve]], title: str, path: Path) -> None:
-    """Draw a line for each variant, the mean of its seeds, and a band from least to most.
+    """Draw a thick line for each variant, the mean of its seeds, and a thin one for each seed.
+
+    The mean ends with the last look that all seeds have.
 
     Args:
         variants: The curves of all seeds, by the variant's name.
@@ -54,13 +56,12 @@ def plot_curves(variants: Mapping[str, Sequence[Curve]], title: str, path: Path)
         looks = min(map(len, seeds))
         if not looks:
             raise ConfigError(f"{variant}: a run has no held-out loss, so there is no curve")
-        curves = np.array([curve[:looks] for curve in seeds])  # (seeds, looks, 2)
-        sent, losses = curves[..., 0].mean(axis=0) / _MEGA, curves[..., 1]
         style = "-" if position < _COLOURS else "--"
-        (line,) = axes.plot(sent, losses.mean(axis=0), style, marker=".", label=variant)
-        axes.fill_between(
-            sent, losses.min(axis=0), losses.max(axis=0), alpha=0.15, color=line.get_color()
-        )
+        mean = np.mean([curve[:looks] for curve in seeds], axis=0)  # (looks, 2)
+        (line,) = axes.plot(mean[:, 0] / _MEGA, mean[:, 1], style, marker=".", label=variant)
+        for curve in seeds:
+            sent, losses = np.array(curve).T
+            axes.plot(sent / _MEGA, losses, style, color=line.get_color(), lw=0.7, alpha=0.4)
     axes.set(xlabel="MB sent by all devices", ylabel="held-out loss", title=title)
     axes.set_xscale("log")
     low, high = axes.get_ylim()
