@@ -81,30 +81,40 @@ def test_a_rival_may_finish_the_round_in_which_the_bytes_run_out():
     assert differences(theirs, ours, 70)[0] == pytest.approx(3.0 - 0.5)
 
 
-def test_a_table_compares_at_equal_rounds_and_at_equal_bytes(tmp_path, monkeypatch):
+def table(rows: list[Row], monkeypatch) -> tuple[dict[str, list[str]], str]:
+    """The columns of a table by their names, and its caption."""
+    monkeypatch.setattr("bench.study.cells.read_table", lambda name: rows)
+    lines, caption = cells("any")
+    return dict(zip(HEADER, map(list, zip(*lines, strict=True)), strict=True)), caption
+
+
+def test_a_table_compares_at_equal_rounds_and_at_equal_bytes(monkeypatch):
     rows = [
         row("a", 0, (0, 9.0), (10, 4.0)),
         row("a", 1, (0, 9.0), (10, 2.0)),
+        row("b", 0, (0, 9.0), (10, 1.0)),
+        row("b", 1, (0, 9.0), (11, 1.0)),
+    ]
+    found, caption = table(rows, monkeypatch)
+    assert found["Loss"] == ["9.000", "3.000 ± 12.706", "1.000 ± 0.000"]
+    assert found["Loss at equal bytes"] == ["", "3.000 ± 12.706", "1.000 ± 0.000 †"]
+    assert caption == (
+        "2 seeds; losses after 1 rounds, and after 10 B sent by all devices; "
+        "† with the first look after that"
+    )
+
+
+def test_runs_of_unequal_rounds_are_compared_at_equal_bytes_alone(monkeypatch):
+    rows = [
+        row("a", 0, (0, 9.0), (10, 4.0)),
         row("b", 0, (0, 9.0), (5, 6.0), (10, 1.0)),
-        row("b", 1, (0, 9.0), (5, 6.0), (10, 1.0)),
+        row("b", 1, (0, 9.0), (5, 6.0), (8, 3.0), (12, 0.0)),
     ]
-    rows += [row("c", 0, (0, 9.0), (10, 1.0)), row("c", 1, (0, 9.0), (11, 1.0))]
-    monkeypatch.setattr("bench.study.cells.read_table", lambda name: rows)
-    lines, caption = cells("any")
-    loss, there = HEADER.index("Loss"), HEADER.index("Loss at equal bytes")
-    assert [line[loss] for line in lines] == [
-        "9.000",
-        "3.000 ± 12.706",
-        "6.000 ± 0.000",
-        "1.000 ± 0.000",
-    ]
-    assert [line[there] for line in lines[1:]] == [
-        "3.000 ± 12.706",
-        "1.000 ± 0.000",
-        "no look by then",
-    ]
-    assert caption == "2 seeds; losses after 1 rounds, and after 10 B sent by all devices"
-    assert all(len(line) == len(HEADER) for line in lines)
+    found, caption = table(rows, monkeypatch)
+    assert found["Rounds"] == ["", "1", "2-3"]
+    assert set(found["Loss"]) == {""}
+    assert found["Loss at equal bytes"] == ["9.000", "4.000", "2.000 ± 12.706"]
+    assert caption == "1/2 seeds; losses after 10 B sent by all devices"
 
 
 def test_the_document_says_what_the_stored_rows_say():
