@@ -49,7 +49,8 @@ def advice(spec: TaskSpec) -> list[str]:
             f"{training.local_lr * MAX_REACH / reach:.2g} or --alpha "
             f"{adapter.lora_alpha * MAX_REACH / reach:.2g}, or leave out the smallest sketches"
         )
-    if coverage(spec) < LEAST_COVERAGE:
+    is_fleet = spec.policy.cohort_size > 1  # one device alone is a trial: nobody to share with
+    if is_fleet and coverage(spec) < LEAST_COVERAGE:
         said.append(
             f"a rank may wait long: {spec.policy.cohort_size} devices that train {k} of "
             f"{adapter.r} ranks leave most of them alone in a round; if most devices are that "

@@ -48,3 +48,8 @@ def test_ranks_that_most_cohorts_leave_alone_are_named():
     assert "3 devices that train 1 of 8 ranks" in said
     assert "--rank 3" in said
     assert advice(spec(cohort=3, sizes=(4,))) == []
+
+
+def test_a_task_of_one_device_is_a_trial_and_gets_no_advice():
+    assert coverage(spec(cohort=1)) < LEAST_COVERAGE
+    assert advice(spec(cohort=1)) == []
