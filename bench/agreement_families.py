@@ -16,10 +16,10 @@ import transformers
 
 from bench.example_file import padded
 from bench.gradients import Gradients, lean_gradients, peft_gradients, worst_difference
-from edge_sdk.example import Example
 from edge_sdk.lean.base import open_lean_base
-from edge_sdk.model_folder import read_model_shape
+from edge_sdk.model.model_folder import read_model_shape
 from edge_sdk.sketch import sketched_scaling
+from edge_sdk.text.example import Example
 from edge_sdk.wire.payload import adapter_shapes
 from edge_sdk.wire.task import AdapterSpec
 

@@ -34,8 +34,8 @@ from bench.train_methods import (
     adapter_of,
     first_ranks,
 )
-from edge_sdk.example import Example
 from edge_sdk.sketch import sketched_scaling
+from edge_sdk.text.example import Example
 from edge_sdk.wire.payload import Arrays
 
 TEXTBOOK_BF16 = replace(TEXTBOOK, name="PEFT nf4, mixed bf16", products="bf16", checkpointing=False)

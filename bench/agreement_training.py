@@ -17,12 +17,12 @@ import numpy as np
 from bench.example_file import read_examples
 from bench.lean_methods import lean_base
 from bench.train_methods import OURS_BF16, Method, Work, adapter_of, first_ranks
-from edge_sdk.example import Example
 from edge_sdk.lean.llama import input_groups
 from edge_sdk.lean.packing import micro_batches
 from edge_sdk.lean.ranks import Ranks
 from edge_sdk.sketch import sketched_scaling
-from edge_sdk.training import train_round
+from edge_sdk.text.example import Example
+from edge_sdk.training.local_steps import train_round
 from edge_sdk.wire.payload import Arrays
 from edge_sdk.wire.task import TrainingSpec
 

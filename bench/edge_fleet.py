@@ -20,8 +20,8 @@ from bench.byte_relay import ByteRelay
 from bench.flower_cases import Case, Measured, summarize
 from bench.made_up_device import Role
 from bench.server_watch import ServerWatch
-from edge_sdk.device_key import DeviceKey, make_private_key
-from edge_sdk.identity import Identity
+from edge_sdk.identity.device_key import DeviceKey, make_private_key
+from edge_sdk.identity.identity import Identity
 from edge_sdk.network.transport import Transport
 
 TASK = "bench"

@@ -9,7 +9,7 @@ import msgspec
 import torch
 from torch import Tensor
 
-from edge_sdk.example import Example
+from edge_sdk.text.example import Example
 
 _NOT_LEARNED = -100  # what transformers takes for a label that does not count
 

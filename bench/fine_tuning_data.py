@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from demo import commonsense, trec
-from edge_sdk.example import Example
-from edge_sdk.token_file import tokenized_examples
+from edge_sdk.text.example import Example
+from edge_sdk.text.token_file import tokenized_examples
 from edge_sdk.wire.task import BaseModel
 
 EXAMPLES = 512

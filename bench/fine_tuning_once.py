@@ -18,7 +18,7 @@ from bench import lean_methods
 from bench.example_file import padded, read_examples
 from bench.train_methods import Method, Trainer, Work
 from edge_sdk.device import peak_rss_bytes
-from edge_sdk.example import Example
+from edge_sdk.text.example import Example
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

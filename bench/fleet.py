@@ -16,9 +16,9 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from edge_sdk.access import Access
-from edge_sdk.device_key import DeviceKey, make_private_key
-from edge_sdk.identity import Identity
+from edge_sdk.identity.access import Access
+from edge_sdk.identity.device_key import DeviceKey, make_private_key
+from edge_sdk.identity.identity import Identity
 from edge_sdk.wire.credentials import Enrolment, EnrolRequest
 from edge_sdk.wire.messages import (
     Assignment,

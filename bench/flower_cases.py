@@ -10,7 +10,7 @@ from typing import Any
 
 from bench.byte_relay import ByteRelay
 from bench.server_watch import ServerWatch
-from edge_sdk.model_shape import read_shape
+from edge_sdk.model.model_shape import read_shape
 from edge_sdk.wire.payload import Shapes, adapter_shapes
 from edge_sdk.wire.task import AdapterSpec
 

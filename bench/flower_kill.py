@@ -24,7 +24,7 @@ from bench.flower_cases import KILLED, Case
 from bench.flower_fleet import NAME as FLOWER
 from bench.flower_fleet import FlowerFleet
 from edge_sdk.errors import EdgeError
-from edge_sdk.identity import Identity
+from edge_sdk.identity.identity import Identity
 from edge_sdk.network.transport import Transport
 
 _DOWN_S = 2.0

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from edge_sdk.model_shape import read_shape
+from edge_sdk.model.model_shape import read_shape
 from edge_sdk.sketch import draw_sketch
 from edge_sdk.wire.payload import adapter_shapes, encode, view
 from edge_sdk.wire.task import AdapterSpec, WireDtype

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from edge_sdk.example import Example
 from edge_sdk.lean.base import LeanBase
 from edge_sdk.lean.llama import Frozen, Llama, input_groups
 from edge_sdk.lean.packing import pack
 from edge_sdk.lean.ranks import Ranks
+from edge_sdk.text.example import Example
 from edge_sdk.wire.payload import Arrays
 from edge_sdk.wire.task import AdapterSpec
 

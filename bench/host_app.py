@@ -31,8 +31,8 @@ IMPORT_S = time.perf_counter() - _started
 
 from edge_sdk.agent.policy import Policy  # noqa: E402
 from edge_sdk.agent.status import Status  # noqa: E402
-from edge_sdk.allowance import Allowance  # noqa: E402
 from edge_sdk.client import EdgeClient  # noqa: E402
+from edge_sdk.planning.allowance import Allowance  # noqa: E402
 
 FRAME_S = 1 / 60
 FRAME_WORK_S = 0.004

@@ -34,7 +34,7 @@ from edge_sdk.device import probe
 from edge_sdk.inference.export import export_once
 from edge_sdk.inference.text import TextTokenizer
 from edge_sdk.inference.weight_format import WeightFormat
-from edge_sdk.tokenization import prompt_ids
+from edge_sdk.text.tokenization import prompt_ids
 
 LIBRARIES = ("onnxruntime", "torch", "transformers", "peft", "bitsandbytes")
 BASELINES: tuple[Engine, ...] = ("transformers bf16", "transformers fp32")

@@ -10,13 +10,13 @@ import msgspec
 import numpy as np
 
 from demo.trec import questions, record
-from edge_sdk.base_model import load_base
-from edge_sdk.data import load_examples
-from edge_sdk.model_folder import read_config, weights_digest
-from edge_sdk.model_shape import read_shape
-from edge_sdk.peft_folder import write_peft_folder
+from edge_sdk.general.base_model import load_base
+from edge_sdk.model.model_folder import read_config, weights_digest
+from edge_sdk.model.model_shape import read_shape
+from edge_sdk.model.peft_folder import write_peft_folder
 from edge_sdk.sketch import lora_scaling
-from edge_sdk.training import train_round
+from edge_sdk.text.data import load_examples
+from edge_sdk.training.local_steps import train_round
 from edge_sdk.wire.payload import Arrays, adapter_shapes
 from edge_sdk.wire.task import AdapterSpec, BaseModel, RoundPolicy, TaskSpec, TrainingSpec
 

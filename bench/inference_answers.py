@@ -21,7 +21,7 @@ import safetensors.numpy
 
 from bench.inference_once import Engine, open_engine
 from demo.trec import LABEL_WORDS
-from edge_sdk.peft_folder import TENSOR_FILE
+from edge_sdk.model.peft_folder import TENSOR_FILE
 
 _PIECES_BEFORE = 8
 

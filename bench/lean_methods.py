@@ -16,11 +16,11 @@ from bench.train_methods import (
     first_ranks,
     token_ids,
 )
-from edge_sdk.example import Example
-from edge_sdk.execution import ProductFormat
 from edge_sdk.lean.base import LeanBase, open_lean_base
-from edge_sdk.optimizers import AdamW
+from edge_sdk.planning.execution import ProductFormat
 from edge_sdk.sketch import sketched_scaling
+from edge_sdk.text.example import Example
+from edge_sdk.training.optimizers import AdamW
 
 
 def import_libraries(method: Method, work: Work) -> None:

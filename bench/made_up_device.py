@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 
 from edge_sdk.errors import RoundClosed, ServerBusy, ServerUnreachable
-from edge_sdk.identity import Identity
+from edge_sdk.identity.identity import Identity
 from edge_sdk.network.transport import Transport
 from edge_sdk.rounds.membership import FIRST_OUTAGE_WAIT_S
 from edge_sdk.wire.messages import Assignment, CheckIn, UpdateReport, encode_message

@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from edge_sdk.example import Example
 from edge_sdk.rounds.error_feedback import ErrorFeedback, read_ranks
 from edge_sdk.sketch import lora_scaling
-from edge_sdk.training import TrainableBase, train_round
+from edge_sdk.text.example import Example
+from edge_sdk.training.local_steps import TrainableBase, train_round
 from edge_sdk.wire import payload
 from edge_sdk.wire.messages import CheckIn, UpdateReport, encode_message
 from edge_sdk.wire.task import TaskSpec

@@ -28,7 +28,7 @@ from bench.train_methods import (
     Method,
 )
 from bench.train_speed import Plan
-from edge_sdk.example import Example
+from edge_sdk.text.example import Example
 
 SET = "commonsense"
 BATCH = 4

@@ -22,7 +22,7 @@ from bench.fresh_process import measure_fresh
 from bench.report import Claim
 from bench.train_methods import OURS_INT8, OURS_LEAN, OURS_NF4, SMOLLM2, TEXTBOOK, Method, Products
 from bench.train_speed import Plan
-from edge_sdk.example import Example
+from edge_sdk.text.example import Example
 
 EXAMPLES_PER_STEP = 8
 STEPS = 7  # the first one is not timed

@@ -21,11 +21,11 @@ from bench.train_methods import GLOBAL_RANK, OURS_NF4, SMOLLM2, Method, Work, ad
 from bench.train_once import Measured, Once
 from bench.train_speed import Plan
 from bench.vector_width import Vectors
-from edge_sdk.cost import Budget, Machine, Workload
 from edge_sdk.device import has_native_bf16
-from edge_sdk.execution import Execution
-from edge_sdk.plan import make_plan
-from edge_sdk.rates import Rates
+from edge_sdk.planning.cost import Budget, Machine, Workload
+from edge_sdk.planning.execution import Execution
+from edge_sdk.planning.plan import make_plan
+from edge_sdk.planning.rates import Rates
 
 MASK = {
     "ONEDNN_MAX_CPU_ISA": "AVX2",
@@ -130,7 +130,9 @@ def json_rows(found: Masked) -> list[dict[str, Any]]:
 def _first_look(mask: Mapping[str, str], threads: int) -> Side:
     """Ask a processor what it has, and plan for it."""
     vectors = measure_fresh("bench.vector_width", threads, Vectors, threads, environment=mask)
-    rates = measure_fresh("edge_sdk.kernel_rates", threads, Rates, threads, environment=mask)
+    rates = measure_fresh(
+        "edge_sdk.training.kernel_rates", threads, Rates, threads, environment=mask
+    )
     machine = Machine(has_native_bf16=has_native_bf16() and not mask, rates=rates)
     return Side(
         vectors=vectors,

@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.base_models import base_folder
-from edge_sdk.model_folder import read_model_shape
-from edge_sdk.model_shape import ModelShape
+from edge_sdk.model.model_folder import read_model_shape
+from edge_sdk.model.model_shape import ModelShape
 from edge_sdk.wire.payload import Arrays, adapter_shapes
 from edge_sdk.wire.task import AdapterSpec
 

@@ -13,12 +13,12 @@ import msgspec
 import numpy as np
 
 from edge_sdk.device import peak_rss_bytes
-from edge_sdk.example import Example
-from edge_sdk.execution import Execution
-from edge_sdk.model_folder import read_model_shape
-from edge_sdk.model_shape import ModelShape
-from edge_sdk.trainable_base import load_trainable
-from edge_sdk.training import train_round
+from edge_sdk.model.model_folder import read_model_shape
+from edge_sdk.model.model_shape import ModelShape
+from edge_sdk.planning.execution import Execution
+from edge_sdk.text.example import Example
+from edge_sdk.training.local_steps import train_round
+from edge_sdk.training.trainable_base import load_trainable
 from edge_sdk.wire.payload import adapter_shapes, encode
 from edge_sdk.wire.task import AdapterSpec, BaseModel, TaskType, TrainingSpec
 

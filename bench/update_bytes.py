@@ -31,13 +31,13 @@ from bench.rounds_in_one_process import Learner, Outcome, run_task
 from demo import __main__ as demo
 from demo import trec
 from edge_sdk.device import probe
-from edge_sdk.example import Example
-from edge_sdk.execution import Execution, ProductFormat
-from edge_sdk.microbenchmark import measure_rates
-from edge_sdk.model_folder import read_model_shape, weights_digest
-from edge_sdk.token_file import tokenized_examples
-from edge_sdk.trainable_base import load_trainable
-from edge_sdk.training import TrainableBase
+from edge_sdk.model.model_folder import read_model_shape, weights_digest
+from edge_sdk.planning.execution import Execution, ProductFormat
+from edge_sdk.planning.microbenchmark import measure_rates
+from edge_sdk.text.example import Example
+from edge_sdk.text.token_file import tokenized_examples
+from edge_sdk.training.local_steps import TrainableBase
+from edge_sdk.training.trainable_base import load_trainable
 from edge_sdk.wire.task import (
     AdapterSpec,
     BaseModel,

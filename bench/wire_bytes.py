@@ -20,8 +20,8 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.report import Claim, json_path, publish
-from edge_sdk.device_key import DeviceKey, make_private_key
-from edge_sdk.identity import Identity
+from edge_sdk.identity.device_key import DeviceKey, make_private_key
+from edge_sdk.identity.identity import Identity
 from edge_sdk.network.transport import Transport
 from edge_sdk.quantities import format_bytes
 from edge_sdk.wire.messages import CheckIn, UpdateReport, encode_message

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from demo.trec import LABEL_WORDS
-from edge_sdk.base_model import load_base
-from edge_sdk.evaluation import choice_scores
-from edge_sdk.generation import load_with_adapter
-from edge_sdk.model_folder import weights_digest
+from edge_sdk.general.base_model import load_base
+from edge_sdk.general.evaluation import choice_scores
+from edge_sdk.general.generation import load_with_adapter
+from edge_sdk.model.model_folder import weights_digest
 from edge_sdk.wire.task import BaseModel
 
 

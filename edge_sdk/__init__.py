@@ -7,13 +7,13 @@ if TYPE_CHECKING:
     from edge_sdk.agent.policy import Policy
     from edge_sdk.agent.status import Status
     from edge_sdk.agent.supervisor import Event
-    from edge_sdk.allowance import Allowance
     from edge_sdk.client import EdgeClient
     from edge_sdk.errors import EdgeError
+    from edge_sdk.planning.allowance import Allowance
     from edge_sdk.rounds.round_loop import RoundLoop
 
 _HOME = {
-    "Allowance": "edge_sdk.allowance",
+    "Allowance": "edge_sdk.planning.allowance",
     "EdgeClient": "edge_sdk.client",
     "EdgeError": "edge_sdk.errors",
     "Event": "edge_sdk.agent.supervisor",

@@ -12,12 +12,12 @@ from pathlib import Path
 import msgspec
 from rich.console import Console
 
+from edge_sdk.commands.infer import add_infer_options, run_infer
+from edge_sdk.commands.plan import add_allowance_options, add_plan_options, run_plan
+from edge_sdk.commands.run import add_policy_options, leave_fleet, run, show_status
+from edge_sdk.commands.token_options import add_token_options, read_token
 from edge_sdk.errors import ConfigError, EdgeError
-from edge_sdk.identity import default_state_folder
-from edge_sdk.infer_command import add_infer_options, run_infer
-from edge_sdk.plan_command import add_allowance_options, add_plan_options, run_plan
-from edge_sdk.run_command import add_policy_options, leave_fleet, run, show_status
-from edge_sdk.token_options import add_token_options, read_token
+from edge_sdk.identity.identity import default_state_folder
 
 _out = Console(soft_wrap=True)
 
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _probe(options: argparse.Namespace) -> None:
-    from edge_sdk.probe_command import run_probe
+    from edge_sdk.commands.probe import run_probe
 
     found = run_probe(_out, options.json, options.refresh, options.threads)
     if options.json:
@@ -54,7 +54,7 @@ def _plan(options: argparse.Namespace) -> None:
 
 
 def _join(options: argparse.Namespace) -> None:
-    from edge_sdk.enrolment import join
+    from edge_sdk.identity.enrolment import join
 
     identity = join(options.state, options.server, read_token(options), options.name)
     if options.json:
@@ -65,7 +65,7 @@ def _join(options: argparse.Namespace) -> None:
 
 
 def _change_key(options: argparse.Namespace) -> None:
-    from edge_sdk.enrolment import change_key
+    from edge_sdk.identity.enrolment import change_key
 
     identity = change_key(options.state)
     if options.json:
@@ -104,7 +104,7 @@ def _infer(options: argparse.Namespace) -> None:
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    from edge_sdk.doctor_command import as_builtins, is_healthy, run_doctor
+    from edge_sdk.commands.doctor import as_builtins, is_healthy, run_doctor
 
     findings = run_doctor(_out, options.state, options.server, as_json=options.json)
     if options.json:

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 from edge_sdk.agent.errand import pull_adapter
 from edge_sdk.agent.policy import Policy
 from edge_sdk.agent.status import Status
-from edge_sdk.allowance import Allowance
 from edge_sdk.errors import ConfigError
-from edge_sdk.identity import default_state_folder
+from edge_sdk.identity.identity import default_state_folder
+from edge_sdk.planning.allowance import Allowance
 
 if TYPE_CHECKING:
     from edge_sdk.agent.senses import Senses

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-from edge_sdk.identity import default_state_folder
+from edge_sdk.identity.identity import default_state_folder
 from edge_sdk.sensors.accelerator import AcceleratorReport
 from edge_sdk.sensors.apple import read_metal
 from edge_sdk.sensors.commands import Run, run_command, run_nothing

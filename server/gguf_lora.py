@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_sdk.errors import ConfigError, StorageError
-from edge_sdk.model_shape import read_shape
+from edge_sdk.model.model_shape import read_shape
 from edge_sdk.wire.manifest import Manifest
 from edge_sdk.wire.payload import Arrays
 from edge_sdk.wire.task import TaskSpec

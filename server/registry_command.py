@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from edge_sdk.errors import ConfigError
-from edge_sdk.model_folder import find_model, read_config
-from edge_sdk.peft_folder import write_peft_folder
+from edge_sdk.model.model_folder import find_model, read_config
+from edge_sdk.model.peft_folder import write_peft_folder
 from edge_sdk.wire.manifest import Manifest, Signed, open_signed
 from server import output
 from server.adapters import AdapterShelf

@@ -8,8 +8,8 @@ from dataclasses import MISSING, fields
 from typing import Any, get_args
 
 from edge_sdk.errors import ConfigError
-from edge_sdk.model_folder import find_model, read_model_shape, weights_digest
-from edge_sdk.model_shape import ModelShape
+from edge_sdk.model.model_folder import find_model, read_model_shape, weights_digest
+from edge_sdk.model.model_shape import ModelShape
 from edge_sdk.sketch import default_sketch_sizes
 from edge_sdk.wire.task import (
     AdapterSpec,

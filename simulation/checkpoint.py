@@ -12,7 +12,7 @@ import safetensors.numpy
 from numpy.typing import NDArray
 
 from edge_sdk.errors import ConfigError
-from edge_sdk.whole_file import write_whole
+from edge_sdk.files.whole_file import write_whole
 from server.methods.method import GlobalModel
 from simulation.method_server import MethodState
 from simulation.results import RoundRow

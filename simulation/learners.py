@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edge_sdk.errors import ConfigError
-from edge_sdk.example import Example
-from edge_sdk.execution import Execution
-from edge_sdk.heap import allocate_fast
-from edge_sdk.model_folder import read_model_shape, weights_digest
-from edge_sdk.model_shape import ModelShape
+from edge_sdk.model.model_folder import read_model_shape, weights_digest
+from edge_sdk.model.model_shape import ModelShape
+from edge_sdk.planning.execution import Execution
+from edge_sdk.text.example import Example
+from edge_sdk.training.heap import allocate_fast
 from edge_sdk.wire.payload import Arrays, adapter_shapes
 from edge_sdk.wire.task import BaseModel, DenseSpec, LayerSpec, TaskSpec
 from server.methods.method import BaseChange, GlobalModel, global_scaling
@@ -26,7 +26,7 @@ from simulation.held_out import Question, answered, predicted, read_questions
 from simulation.work import Evaluation, Lesson, Work
 
 if TYPE_CHECKING:
-    from edge_sdk.training import TrainableBase, Trainee
+    from edge_sdk.training.local_steps import TrainableBase, Trainee
 
 _STAND_IN_DIGEST = "0" * 64
 _UPDATE_STD = 1e-3
@@ -116,7 +116,7 @@ class Students:
 
     def train(self, work: Work, spec: TaskSpec) -> Lesson:
         """Do the local steps of a device, as a device does them."""
-        from edge_sdk.training import train_round
+        from edge_sdk.training.local_steps import train_round
 
         examples = self._read(self._files[work.device])
         with self._changed(work.base_change):
@@ -169,7 +169,7 @@ class Students:
             return self._read(path)
 
     def _read(self, path: Path) -> list[Example]:
-        from edge_sdk.data import load_examples
+        from edge_sdk.text.data import load_examples
 
         if path not in self._examples:
             self._examples[path] = load_examples(path, self._tokenizer, self.base, self._max_length)
@@ -177,13 +177,13 @@ class Students:
 
     @cached_property
     def _tokenizer(self) -> Any:
-        from edge_sdk.tokenizer import load_tokenizer
+        from edge_sdk.text.tokenizer import load_tokenizer
 
         return load_tokenizer(self._folder)
 
     @cached_property
     def _model(self) -> TrainableBase:
-        from edge_sdk.trainable_base import load_trainable, warm_up_for
+        from edge_sdk.training.trainable_base import load_trainable, warm_up_for
 
         config = self._config
         execution = Execution(
@@ -203,7 +203,7 @@ class Students:
     def _changed(self, change: BaseChange) -> AbstractContextManager[None]:
         if not change:
             return nullcontext()
-        from edge_sdk.base_model import LoadedBase
+        from edge_sdk.general.base_model import LoadedBase
         from simulation.changed_base import changed
 
         if not isinstance(self._model, LoadedBase) or self._config.quantization != "fp32":

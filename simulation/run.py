@@ -14,7 +14,7 @@ import msgspec
 from msgspec.structs import replace
 
 from edge_sdk.errors import ConfigError, LossDiverged
-from edge_sdk.whole_file import write_whole
+from edge_sdk.files.whole_file import write_whole
 from server.methods import method_of
 from server.methods.cost import adapter_memory_bytes
 from server.methods.method import GlobalModel

@@ -15,7 +15,7 @@ from tests.services import S3, postgres_server, s3_server
 from tests.tiny_model import save_tiny_bert, save_tiny_llama
 
 if TYPE_CHECKING:
-    from edge_sdk.base_model import LoadedBase
+    from edge_sdk.general.base_model import LoadedBase
 
 # At import, because Hugging Face's libraries and OpenMP read these once, when they are imported.
 _HOME = tempfile.TemporaryDirectory(prefix="edge-sdk-tests-")
@@ -51,7 +51,7 @@ def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def loaded_llama(tiny_llama: Path) -> LoadedBase:
     """The tiny Llama in fp32; a test that attaches something to it detaches it again."""
-    from edge_sdk.base_model import load_base
+    from edge_sdk.general.base_model import load_base
     from tests.sdk.parts import causal_spec
 
     return load_base(tiny_llama, causal_spec(), "fp32", threads=1)
@@ -62,7 +62,7 @@ def loaded_bert(tiny_bert: Path) -> LoadedBase:
     """The tiny BERT in fp32 with a random three-class head; left as it was found."""
     import torch
 
-    from edge_sdk.base_model import load_base
+    from edge_sdk.general.base_model import load_base
     from tests.sdk.parts import classifier_spec
 
     torch.manual_seed(0)  # of the head

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from edge_sdk.device_key import DeviceKey, make_private_key
-from edge_sdk.identity import Identity
+from edge_sdk.identity.device_key import DeviceKey, make_private_key
+from edge_sdk.identity.identity import Identity
 from edge_sdk.network.transport import Transport
 from edge_sdk.wire.messages import Assignment, CheckIn, CheckInReply, UpdateReport, encode_message
 from edge_sdk.wire.payload import Arrays, adapter_shapes, decode

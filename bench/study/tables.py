@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from edge_sdk.whole_file import write_whole
+from edge_sdk.files.whole_file import write_whole
 from simulation.config import read_runs
 from simulation.results import Result
 from simulation.run import config_digest, run_simulation

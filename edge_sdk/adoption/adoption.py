@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from edge_sdk.adapter_source import AdapterSource
+from edge_sdk.adoption.adapter_source import AdapterSource
 from edge_sdk.adoption.base_alone import base_alone
 from edge_sdk.adoption.gate import Verdict, judge
 from edge_sdk.adoption.held_out import MOST_SCORED

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from edge_sdk.errors import ConfigError
-from edge_sdk.example import Example
+from edge_sdk.text.example import Example
 
 SHARE = 0.1
 """Share of the examples that is held out, if the owner does not say another."""

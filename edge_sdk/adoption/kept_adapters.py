@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 
 from edge_sdk.errors import AdapterError, MalformedPayload, NotFinite, StorageError
-from edge_sdk.whole_file import write_whole
+from edge_sdk.files.whole_file import write_whole
 from edge_sdk.wire.manifest import Signed, spec_digest
 from edge_sdk.wire.payload import Arrays, adapter_shapes, decode, digest, encode
 from edge_sdk.wire.task import TaskSpec, WireDtype

@@ -3,14 +3,14 @@
 The adapter ``v`` starts as the global one ``w``. After each new version of ``w`` it takes the
 local steps of one round with all ranks (k = r, so the sketch is the whole adapter and its scale
 is 1), and after each step ``v <- v - local_lr * lambda * (v - w)``, see
-:class:`edge_sdk.training.Pull`. It never leaves the device.
+:class:`edge_sdk.training.local_steps.Pull`. It never leaves the device.
 """
 
 from __future__ import annotations
 
-from edge_sdk.local_trainer import LocalTrainer
-from edge_sdk.plan import Plan
-from edge_sdk.training import Pull
+from edge_sdk.planning.plan import Plan
+from edge_sdk.training.local_steps import Pull
+from edge_sdk.training.local_trainer import LocalTrainer
 from edge_sdk.wire.messages import Assignment
 from edge_sdk.wire.payload import Arrays
 from edge_sdk.wire.task import TaskSpec

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import IO
 
 from edge_sdk.errors import AlreadyRunning, StorageError
-from edge_sdk.file_lock import try_lock, wait_for_lock
+from edge_sdk.files.file_lock import try_lock, wait_for_lock
 
 _FILE = "agent.lock"
 _WAIT_S = 0.3

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from edge_sdk.agent.background import end_with, end_with_parent, yield_to_others
-from edge_sdk.allowance import Allowance
 from edge_sdk.errors import (
     ConfigError,
     DataError,
@@ -31,6 +30,7 @@ from edge_sdk.errors import (
     ServerUnreachable,
     UntrustedAdapter,
 )
+from edge_sdk.planning.allowance import Allowance
 
 _FOR_GOOD = (
     ConfigError,

@@ -12,7 +12,7 @@ import requests
 
 from edge_sdk.doctor.finding import Finding, Outcome
 from edge_sdk.errors import ConfigError, EdgeError, NotAuthorized, Revoked, ServerUnreachable
-from edge_sdk.identity import Identity, load_identity
+from edge_sdk.identity.identity import Identity, load_identity
 from edge_sdk.network.transport import Transport
 
 _TIMEOUT_S = 10.0

@@ -97,7 +97,7 @@ def _number_format(quantization: str) -> Callable[[], Finding]:
     def check() -> Finding:
         if not (_has("torch") and _has("transformers")):
             return _said(quantization, "skipped", "torch and transformers are not installed")
-        from edge_sdk.kernels import why_unusable
+        from edge_sdk.training.kernels import why_unusable
 
         reason = why_unusable(quantization)  # type: ignore[arg-type]
         if reason is None:

@@ -15,9 +15,9 @@ from edge_sdk.errors import AdapterError, StorageError
 from edge_sdk.inference.export import exports_folder
 from edge_sdk.inference.groups import slot_groups
 from edge_sdk.inference.runtime import RUNTIME_ERRORS
-from edge_sdk.model_folder import file_digest
-from edge_sdk.model_shape import ModelShape
-from edge_sdk.peft_folder import CONFIG_FILE, TENSOR_FILE, read_peft_config, read_peft_tensors
+from edge_sdk.model.model_folder import file_digest
+from edge_sdk.model.model_shape import ModelShape
+from edge_sdk.model.peft_folder import CONFIG_FILE, TENSOR_FILE, read_peft_config, read_peft_tensors
 from edge_sdk.sketch import lora_scaling
 from edge_sdk.wire.payload import Arrays
 from edge_sdk.wire.task import LayerSpec, TaskType

@@ -25,8 +25,8 @@ def convert_ahead(adapter: Path, base: Path) -> None:
         return
     from edge_sdk.inference.adapter_file import convert_peft_folder, task_type_of
     from edge_sdk.inference.export import why_not_exported
-    from edge_sdk.model_folder import read_config
-    from edge_sdk.model_shape import read_shape
+    from edge_sdk.model.model_folder import read_config
+    from edge_sdk.model.model_shape import read_shape
 
     try:
         config, task_type = read_config(base), task_type_of(adapter)

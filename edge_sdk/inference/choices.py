@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from edge_sdk.errors import DataError
 from edge_sdk.inference.past import Past
 from edge_sdk.inference.sampling import log_softmax
-from edge_sdk.tokenization import Part, Tokens, start_ids, tokenize
+from edge_sdk.text.tokenization import Part, Tokens, start_ids, tokenize
 
 
 def split_choices(tokenizer: Any, text: str, choices: Sequence[str]) -> list[Tokens]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from edge_sdk.inference.graph import CONTRIB, INT32, INT64, Graph
 from edge_sdk.inference.rotation import rotation_tables
-from edge_sdk.model_shape import ModelShape
+from edge_sdk.model.model_shape import ModelShape
 
 LONGEST_CONTEXT = 32768
 """Tokens; models that take more are exported for this many."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from edge_sdk.inference.decoder import RESULT, TOKENS
 from edge_sdk.inference.graph import CONTRIB, INT64, Graph
-from edge_sdk.model_shape import ModelShape
+from edge_sdk.model.model_shape import ModelShape
 
 
 def build_encoder(graph: Graph, shape: ModelShape) -> None:

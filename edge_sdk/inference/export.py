@@ -14,6 +14,7 @@ import msgspec
 import platformdirs
 
 from edge_sdk.errors import ConfigError, ModelError, StorageError
+from edge_sdk.files.one_writer import one_writer
 from edge_sdk.inference.decoder import build_decoder
 from edge_sdk.inference.encoder import build_encoder
 from edge_sdk.inference.graph import Graph
@@ -21,9 +22,8 @@ from edge_sdk.inference.weight_file import WeightFile
 from edge_sdk.inference.weight_format import WeightFormat
 from edge_sdk.inference.weights import Weights
 from edge_sdk.lean.eligibility import why_not_lean
-from edge_sdk.model_folder import file_digest, read_config
-from edge_sdk.model_shape import read_shape
-from edge_sdk.one_writer import one_writer
+from edge_sdk.model.model_folder import file_digest, read_config
+from edge_sdk.model.model_shape import read_shape
 from edge_sdk.wire.task import TaskType
 from edge_sdk.wire.typed_json import decode_json
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edge_sdk.model_shape import ModelShape
+from edge_sdk.model.model_shape import ModelShape
 from edge_sdk.wire.task import LayerSpec
 
 _JOINED = {

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_sdk.nf4_code import NF4_CODE
+from edge_sdk.model.nf4_code import NF4_CODE
 
 BLOCK = 64
 """Numbers, row after row, that share one scale."""

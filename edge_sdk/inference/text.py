@@ -22,7 +22,7 @@ _LONGEST = 1_000_000  # transformers writes 1e30 where there is no limit
 class TextTokenizer:
     """The tokenizer in a model's folder.
 
-    Where :mod:`edge_sdk.tokenization` asks for a tokenizer, this one serves as well as that of
+    Where :mod:`edge_sdk.text.tokenization` asks for a tokenizer, this one serves as well as that of
     transformers.
 
     Args:

@@ -15,7 +15,7 @@ import safetensors
 from numpy.typing import NDArray
 
 from edge_sdk.errors import ModelError
-from edge_sdk.model_folder import config_digest, read_config
+from edge_sdk.model.model_folder import config_digest, read_config
 
 _FORMATS = {
     "F64": np.dtype("<f8"),

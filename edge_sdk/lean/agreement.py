@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edge_sdk.example import Example
 from edge_sdk.lean.frozen import FrozenMatrix
 from edge_sdk.lean.llama import HEAD, Llama
 from edge_sdk.lean.packing import pack
 from edge_sdk.lean.products import IntegerProducts, Operand, Products, WideProducts
 from edge_sdk.lean.ranks import Ranks
+from edge_sdk.text.example import Example
 
 LEAST_COSINE = 0.998
 """Between a layer's product of integers and its wide one, forward and backward."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from edge_sdk.errors import ModelError
 from edge_sdk.lean.eligibility import rotation_kind, rotation_of
-from edge_sdk.model_shape import ModelShape, read_shape
+from edge_sdk.model.model_shape import ModelShape, read_shape
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

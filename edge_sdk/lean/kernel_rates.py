@@ -8,7 +8,6 @@ from time import perf_counter
 import psutil
 import torch
 
-from edge_sdk.heap import release_freed_memory
 from edge_sdk.lean.frozen import FrozenMatrix, Int8Matrix, Nf4Matrix, PlainMatrix
 from edge_sdk.lean.kernels import tiny_lean_round, why_integers_unusable
 from edge_sdk.lean.native import library
@@ -17,6 +16,7 @@ from edge_sdk.lean.products import IntegerProducts, Operand
 from edge_sdk.lean.rates import LeanRates
 from edge_sdk.lean.row_operations import gate_backward, gate_forward
 from edge_sdk.lean.workspace import Workspace
+from edge_sdk.training.heap import release_freed_memory
 
 _ROWS, _FEW_ROWS, _IN, _OUT = 256, 16, 768, 2048
 _FASTEST = 100e9  # numbers per second, where two times cannot be told apart

@@ -12,8 +12,6 @@ import torch
 from torch import Tensor
 
 from edge_sdk.errors import ModelError
-from edge_sdk.example import Example
-from edge_sdk.execution import ProductFormat
 from edge_sdk.lean.architecture import read_architecture
 from edge_sdk.lean.base import LeanBase
 from edge_sdk.lean.frozen import FrozenMatrix, Int8Matrix, Nf4Matrix, PlainMatrix
@@ -21,7 +19,9 @@ from edge_sdk.lean.nf4 import quantize_nf4
 from edge_sdk.lean.prepared import PreparedBase
 from edge_sdk.lean.products import IntegerProducts, Operand
 from edge_sdk.lean.workspace import Workspace
-from edge_sdk.training import train_round
+from edge_sdk.planning.execution import ProductFormat
+from edge_sdk.text.example import Example
+from edge_sdk.training.local_steps import train_round
 from edge_sdk.wire.payload import adapter_shapes
 from edge_sdk.wire.task import AdapterSpec, TrainingSpec
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from edge_sdk.lean.row_operations import NF4_BLOCK, widen_nf4
-from edge_sdk.nf4_code import NF4_CODE
+from edge_sdk.model.nf4_code import NF4_CODE
 
 _ABSMAX_BLOCK = 256
 _CHUNK = 1 << 16  # numbers at once: about 1 MB of intermediate results

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from edge_sdk.errors import DataError
-from edge_sdk.example import Example
+from edge_sdk.text.example import Example
 
 
 @dataclass(frozen=True, slots=True)

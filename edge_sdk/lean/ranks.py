@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from edge_sdk.general.lora import NamedArrays, check_slices
 from edge_sdk.lean.workspace import Workspace
-from edge_sdk.lora import NamedArrays, check_slices
 from edge_sdk.sketch import Factors
 from edge_sdk.wire.task import AdapterSpec
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from edge_sdk.whole_file import write_whole
+from edge_sdk.files.whole_file import write_whole
 from edge_sdk.wire.typed_json import decode_json
 
 _FILE = "link.json"

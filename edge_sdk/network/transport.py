@@ -8,8 +8,6 @@ from collections.abc import Mapping
 from typing import TypeVar
 from urllib.parse import quote, urlsplit
 
-from edge_sdk.access import Access
-from edge_sdk.device_key import DeviceKey
 from edge_sdk.errors import (
     ConfigError,
     DigestMismatch,
@@ -18,7 +16,9 @@ from edge_sdk.errors import (
     ServerUnreachable,
     StorageError,
 )
-from edge_sdk.identity import Identity
+from edge_sdk.identity.access import Access
+from edge_sdk.identity.device_key import DeviceKey
+from edge_sdk.identity.identity import Identity
 from edge_sdk.network.bandwidth import Bandwidth, PacedBody
 from edge_sdk.network.http_link import Download, HttpLink
 from edge_sdk.network.link import LinkMeter

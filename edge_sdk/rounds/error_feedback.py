@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 
 from edge_sdk.errors import DigestMismatch, EdgeError, MalformedMessage
+from edge_sdk.files.whole_file import write_whole
 from edge_sdk.rounds.rank_file import DamagedFile, RankFile, Rows
 from edge_sdk.sketch import Indices
-from edge_sdk.whole_file import write_whole
 from edge_sdk.wire import payload
 from edge_sdk.wire.manifest import canonical, spec_digest
 from edge_sdk.wire.messages import SliceRanks, decode_message, encode_message

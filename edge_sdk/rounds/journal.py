@@ -19,9 +19,9 @@ import safetensors
 import safetensors.numpy
 from numpy.typing import NDArray
 
-from edge_sdk.progress import Progress, Steps
+from edge_sdk.files.whole_file import write_whole
 from edge_sdk.rounds.failpoints import Point, lose_power
-from edge_sdk.whole_file import write_whole
+from edge_sdk.training.progress import Progress, Steps
 from edge_sdk.wire.messages import Assignment
 from edge_sdk.wire.typed_json import decode_json
 
@@ -62,7 +62,7 @@ class KeptWork:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeptProgress:
-    """What the values belong to, and :class:`edge_sdk.progress.Progress` without them."""
+    """What the values belong to, and :class:`edge_sdk.training.progress.Progress` without them."""
 
     id: str
     losses: list[float]

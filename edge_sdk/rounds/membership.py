@@ -11,11 +11,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
-from edge_sdk.adapter_source import AdapterSource
+from edge_sdk.adoption.adapter_source import AdapterSource
 from edge_sdk.adoption.base_alone import base_alone
 from edge_sdk.adoption.kept_adapters import KeptAdapters
-from edge_sdk.allowance import Allowance
-from edge_sdk.enrolment import join
 from edge_sdk.errors import (
     ConfigError,
     NothingAdopted,
@@ -23,10 +21,12 @@ from edge_sdk.errors import (
     ServerUnreachable,
     WrongBaseModel,
 )
-from edge_sdk.identity import Identity, default_state_folder
-from edge_sdk.model_folder import find_model, weights_digest
+from edge_sdk.identity.enrolment import join
+from edge_sdk.identity.identity import Identity, default_state_folder
+from edge_sdk.model.model_folder import find_model, weights_digest
+from edge_sdk.model.peft_folder import write_peft_folder
 from edge_sdk.network.transport import Transport
-from edge_sdk.peft_folder import write_peft_folder
+from edge_sdk.planning.allowance import Allowance
 from edge_sdk.rounds.journal import Journal, journal_folder
 from edge_sdk.wire.task import TaskSpec
 

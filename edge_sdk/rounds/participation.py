@@ -7,12 +7,12 @@ import math
 from dataclasses import replace
 from statistics import median
 
-from edge_sdk.cost import Workload
 from edge_sdk.errors import NotFeasible, OutOfMemory
-from edge_sdk.local_plan import LocalPlanner
-from edge_sdk.local_trainer import LocalTrainer, describe
-from edge_sdk.plan import Plan, make_plan, smaller_plan
-from edge_sdk.training import LocalResult
+from edge_sdk.planning.cost import Workload
+from edge_sdk.planning.local_plan import LocalPlanner
+from edge_sdk.planning.plan import Plan, make_plan, smaller_plan
+from edge_sdk.training.local_steps import LocalResult
+from edge_sdk.training.local_trainer import LocalTrainer, describe
 from edge_sdk.wire.messages import Assignment, CheckIn
 from edge_sdk.wire.payload import adapter_shapes
 from edge_sdk.wire.task import TaskSpec

@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edge_sdk.adoption.held_out import SHARE as HELD_OUT_SHARE
-from edge_sdk.allowance import Allowance
-from edge_sdk.cost import Workload
 from edge_sdk.device import peak_rss_bytes
 from edge_sdk.errors import (
     ConfigError,
@@ -27,16 +25,18 @@ from edge_sdk.errors import (
     TooLarge,
     UpdateConflict,
 )
-from edge_sdk.local_plan import LocalPlanner
-from edge_sdk.model_folder import config_digest, read_model_shape
+from edge_sdk.model.model_folder import config_digest, read_model_shape
 from edge_sdk.network.link import save_link
-from edge_sdk.plan import Plan
-from edge_sdk.progress import Steps
+from edge_sdk.planning.allowance import Allowance
+from edge_sdk.planning.cost import Workload
+from edge_sdk.planning.local_plan import LocalPlanner
+from edge_sdk.planning.plan import Plan
 from edge_sdk.rounds.deadline import Deadline
 from edge_sdk.rounds.error_feedback import ErrorFeedback, read_ranks
 from edge_sdk.rounds.journal import Journal, KeptUpdate, work_id
 from edge_sdk.rounds.membership import Membership
 from edge_sdk.sketch import Indices
+from edge_sdk.training.progress import Steps
 from edge_sdk.wire.messages import (
     Assignment,
     CheckInReply,
@@ -57,9 +57,9 @@ from edge_sdk.wire.update_body import encode_update
 
 if TYPE_CHECKING:
     from edge_sdk.adoption.adoption import Adoption
-    from edge_sdk.local_trainer import LocalTrainer
     from edge_sdk.rounds.participation import Participation
-    from edge_sdk.training import LocalResult
+    from edge_sdk.training.local_steps import LocalResult
+    from edge_sdk.training.local_trainer import LocalTrainer
 
 log = logging.getLogger("edge_sdk")
 
@@ -246,7 +246,7 @@ class RoundLoop:
 
     def _take_part(self, task: TaskSpec, data: Path) -> Participation:
         """Read the examples, plan for them as they are, and load the base."""
-        from edge_sdk.local_trainer import LocalTrainer
+        from edge_sdk.training.local_trainer import LocalTrainer
 
         planner = self._planner(task)
         folder, share = self.membership.base_folder, self._held_out_share
@@ -257,8 +257,8 @@ class RoundLoop:
         self, task: TaskSpec, planner: LocalPlanner, trainer: LocalTrainer
     ) -> Participation:
         """Plan for the examples as they are, and load the base as the plan says."""
-        from edge_sdk.local_trainer import describe
         from edge_sdk.rounds.participation import Participation
+        from edge_sdk.training.local_trainer import describe
 
         if self._held_out_share and not trainer.held_out:
             log.warning("too few examples to hold some out: new versions are used untried")

@@ -14,8 +14,8 @@ import psutil
 from edge_sdk.agent.policy import Policy
 from edge_sdk.agent.senses import Sensed
 from edge_sdk.agent.status import Status
-from edge_sdk.allowance import Allowance
 from edge_sdk.client import EdgeClient
+from edge_sdk.planning.allowance import Allowance
 from tests.processes import ServerProcess
 
 _numbers = itertools.count(1)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from edge_sdk.device_key import DeviceKey, make_private_key
+from edge_sdk.identity.device_key import DeviceKey, make_private_key
 from edge_sdk.wire import payload
 from edge_sdk.wire.proofs import access_statement, enrolment_statement
 from edge_sdk.wire.task import TaskSpec

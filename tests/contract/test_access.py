@@ -9,7 +9,7 @@ import time
 import pytest
 import requests
 
-from edge_sdk.device_key import DeviceKey, make_private_key
+from edge_sdk.identity.device_key import DeviceKey, make_private_key
 from edge_sdk.wire.proofs import access_statement, key_change_statement, leave_statement
 from server.admins import create_admin, revoke_admin
 from server.auth import make_enrolment_token, revoke_device, revoke_enrolment_token

@@ -11,9 +11,8 @@ import pytest
 import safetensors.numpy
 import sqlalchemy as sa
 
-from edge_sdk.adapter_source import AdapterSource
+from edge_sdk.adoption.adapter_source import AdapterSource
 from edge_sdk.cli import main
-from edge_sdk.enrolment import join
 from edge_sdk.errors import (
     BadSignature,
     DigestMismatch,
@@ -21,9 +20,10 @@ from edge_sdk.errors import (
     RolledBack,
     UnknownKey,
 )
-from edge_sdk.model_folder import weights_digest
+from edge_sdk.identity.enrolment import join
+from edge_sdk.identity.trust import load_trust
+from edge_sdk.model.model_folder import weights_digest
 from edge_sdk.network.transport import Transport
-from edge_sdk.trust import load_trust
 from edge_sdk.wire.manifest import Manifest, Pointer, Signed, canonical, open_signed
 from edge_sdk.wire.messages import decode_message
 from edge_sdk.wire.task import BaseModel

@@ -16,7 +16,7 @@ import demo.smollm2
 from demo.assets import cache_folder, sha256_of
 from demo.smollm2 import FOLDER_NAME, convert, hugging_face_name, smollm2_folder
 from edge_sdk.errors import ModelError, StorageError
-from edge_sdk.model_shape import read_shape
+from edge_sdk.model.model_shape import read_shape
 from tests.demo.real_assets import use_real_cache
 from tests.demo.tiny_gguf import TOKENS, tiny_model, write_gguf
 from tests.demo.tiny_wheel import shelve, use_shelf

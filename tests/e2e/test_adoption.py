@@ -14,17 +14,17 @@ import numpy as np
 import pytest
 import requests
 
-from edge_sdk import local_trainer
 from edge_sdk.adoption.adoption import Adoption
 from edge_sdk.adoption.kept_adapters import KeptAdapters
-from edge_sdk.allowance import Allowance
 from edge_sdk.cli import main
 from edge_sdk.errors import AdapterError, NotFeasible, ServerUnreachable
-from edge_sdk.model_folder import weights_digest
-from edge_sdk.peft_folder import read_peft_tensors
+from edge_sdk.model.model_folder import weights_digest
+from edge_sdk.model.peft_folder import read_peft_tensors
+from edge_sdk.planning.allowance import Allowance
 from edge_sdk.rounds.participation import Participation
 from edge_sdk.rounds.round_loop import RoundLoop
-from edge_sdk.training import train_round
+from edge_sdk.training import local_trainer
+from edge_sdk.training.local_steps import train_round
 from edge_sdk.wire import payload
 from edge_sdk.wire.messages import CheckIn, UpdateReport, encode_message
 from edge_sdk.wire.task import BaseModel, RoundPolicy, TaskSpec, TrainingSpec

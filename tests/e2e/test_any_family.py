@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from edge_sdk.allowance import Allowance
 from edge_sdk.errors import ConfigError, ModelError
-from edge_sdk.model_folder import read_config, read_model_shape, tensor_shapes
-from edge_sdk.model_shape import FAMILIES, read_shape, shape_from_tensors
+from edge_sdk.model.model_folder import read_config, read_model_shape, tensor_shapes
+from edge_sdk.model.model_shape import FAMILIES, read_shape, shape_from_tensors
+from edge_sdk.planning.allowance import Allowance
 from edge_sdk.rounds.round_loop import RoundLoop
 from tests.processes import ServerProcess
 from tests.tiny_model import save_tiny_neox, write_jsonl

@@ -15,10 +15,10 @@ import pytest
 import torch
 from torch import nn
 
-from edge_sdk.base_model import LoadedBase
-from edge_sdk.example import Example
+from edge_sdk.general.base_model import LoadedBase
 from edge_sdk.sketch import derive_seed, draw_sketch
-from edge_sdk.training import train_round
+from edge_sdk.text.example import Example
+from edge_sdk.training.local_steps import train_round
 from edge_sdk.wire.payload import adapter_shapes, decode
 from edge_sdk.wire.task import (
     AdapterSpec,

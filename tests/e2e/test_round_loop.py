@@ -8,10 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_sdk.allowance import Allowance
-from edge_sdk.base_model import load_base
 from edge_sdk.cli import main
-from edge_sdk.data import load_examples
 from edge_sdk.errors import (
     ConfigError,
     DataError,
@@ -21,13 +18,16 @@ from edge_sdk.errors import (
     ServerUnreachable,
     WrongBaseModel,
 )
-from edge_sdk.evaluation import completion_loss
-from edge_sdk.generation import generate, load_with_adapter
-from edge_sdk.local_plan import LocalPlanner
-from edge_sdk.memory import adapter_parameters
-from edge_sdk.model_folder import read_config, weights_digest
-from edge_sdk.model_shape import read_shape
+from edge_sdk.general.base_model import load_base
+from edge_sdk.general.evaluation import completion_loss
+from edge_sdk.general.generation import generate, load_with_adapter
+from edge_sdk.general.memory_need import adapter_parameters
+from edge_sdk.model.model_folder import read_config, weights_digest
+from edge_sdk.model.model_shape import read_shape
+from edge_sdk.planning.allowance import Allowance
+from edge_sdk.planning.local_plan import LocalPlanner
 from edge_sdk.rounds.round_loop import RoundLoop
+from edge_sdk.text.data import load_examples
 from edge_sdk.wire.task import BaseModel
 from tests.processes import ServerProcess
 from tests.tiny_model import save_tiny_llama, write_jsonl

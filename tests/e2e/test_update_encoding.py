@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from edge_sdk.allowance import Allowance
-from edge_sdk.model_folder import read_config
-from edge_sdk.model_shape import read_shape
+from edge_sdk.model.model_folder import read_config
+from edge_sdk.model.model_shape import read_shape
+from edge_sdk.planning.allowance import Allowance
 from edge_sdk.rounds.round_loop import RoundLoop, RoundResult
 from edge_sdk.wire.block_codes import encoded_bytes
 from tests.processes import ServerProcess

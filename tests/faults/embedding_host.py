@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 from edge_sdk.agent.policy import Policy
-from edge_sdk.allowance import Allowance
 from edge_sdk.client import EdgeClient
+from edge_sdk.planning.allowance import Allowance
 
 
 def main() -> int:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edge_sdk.errors import RoundClosed, ServerBusy, ServerUnreachable, StorageError
-from edge_sdk.identity import Identity
+from edge_sdk.identity.identity import Identity
 from edge_sdk.wire.messages import CheckInReply
 from edge_sdk.wire.payload import adapter_shapes, decode
 from edge_sdk.wire.task import TaskSpec

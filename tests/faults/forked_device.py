@@ -94,10 +94,6 @@ def _serve() -> None:
     import torch
     from transformers import AutoTokenizer  # noqa: F401 - or each would import it, in seconds
 
-    import edge_sdk.base_model
-    import edge_sdk.data
-    import edge_sdk.rounds.participation
-    import edge_sdk.rounds.round_loop  # noqa: F401
     from edge_sdk.rounds import journal
 
     torch.set_num_threads(1)

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-import edge_sdk.local_trainer
-import edge_sdk.trainable_base
+import edge_sdk.training.local_trainer
+import edge_sdk.training.trainable_base
 from edge_sdk.cli import main
 from edge_sdk.lean.llama import Llama
 from edge_sdk.lean.trainee import LeanTrainee
@@ -34,7 +34,7 @@ def squeeze() -> None:
 
 def squeeze_in_step_3() -> None:
     """In the third step of the process's first attempt, when its activations are there."""
-    train_round = edge_sdk.local_trainer.train_round
+    train_round = edge_sdk.training.local_trainer.train_round
     gradients, head = LeanTrainee.gradients, Llama._head
     attempts = steps = 0
 
@@ -53,21 +53,21 @@ def squeeze_in_step_3() -> None:
             squeeze()
         return head(*arguments)
 
-    edge_sdk.local_trainer.train_round = attempted
+    edge_sdk.training.local_trainer.train_round = attempted
     LeanTrainee.gradients = counted
     Llama._head = squeezed
 
 
 def squeeze_every_load() -> None:
     """Whenever the base has been read."""
-    open_lean_base = edge_sdk.trainable_base.open_lean_base
+    open_lean_base = edge_sdk.training.trainable_base.open_lean_base
 
     def squeezed(*arguments: Any, **how: Any) -> Any:
         base = open_lean_base(*arguments, **how)
         squeeze()
         return base
 
-    edge_sdk.trainable_base.open_lean_base = squeezed
+    edge_sdk.training.trainable_base.open_lean_base = squeezed
 
 
 _WHEN: dict[str, Callable[[], None]] = {

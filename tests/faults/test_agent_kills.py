@@ -21,7 +21,7 @@ import psutil
 import pytest
 
 from edge_sdk.errors import NotFound
-from edge_sdk.identity import load_identity
+from edge_sdk.identity.identity import load_identity
 from edge_sdk.network.transport import Transport
 from tests.faults.forked_device import Devices
 from tests.numpy_device import wait_for

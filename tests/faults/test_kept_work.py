@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-import edge_sdk.local_trainer
+import edge_sdk.training.local_trainer
 from edge_sdk.errors import ServerUnreachable
 from edge_sdk.lean.trainee import LeanTrainee
-from edge_sdk.local_plan import Allowance
+from edge_sdk.planning.local_plan import Allowance
 from edge_sdk.rounds.journal import Journal
 from edge_sdk.rounds.round_loop import RoundLoop
 from tests.numpy_device import NumpyDevice, enrol_one
@@ -77,18 +77,18 @@ def left_in(folder: Path) -> list[str]:
 
 def fail_to_send(server: ServerProcess, device, monkeypatch) -> None:
     """Train round 1, and have no server to send the update to; then the server is back."""
-    train_round = edge_sdk.local_trainer.train_round
+    train_round = edge_sdk.training.local_trainer.train_round
 
     def killed_at_the_end(*arguments, **how):
         result = train_round(*arguments, **how)
         server.kill()
         return result
 
-    monkeypatch.setattr("edge_sdk.local_trainer.train_round", killed_at_the_end)
+    monkeypatch.setattr("edge_sdk.training.local_trainer.train_round", killed_at_the_end)
     with pytest.raises(ServerUnreachable):
         next(device().rounds())
     server.start()
-    monkeypatch.setattr("edge_sdk.local_trainer.train_round", never_train)
+    monkeypatch.setattr("edge_sdk.training.local_trainer.train_round", never_train)
 
 
 def test_a_finished_update_outlives_an_outage_and_a_restart(server, device, monkeypatch, tmp_path):
@@ -140,14 +140,14 @@ def test_a_round_out_of_reach_is_given_up_and_goes_on_if_it_is_prolonged(
         steps.append(len(examples))
         return gradients(trainee, examples)
 
-    train_round = edge_sdk.local_trainer.train_round
+    train_round = edge_sdk.training.local_trainer.train_round
 
     def slowed(*arguments, **how):
         with monkeypatch.context() as patch:
             patch.setattr(LeanTrainee, "gradients", slow)
             return train_round(*arguments, **how)
 
-    monkeypatch.setattr("edge_sdk.local_trainer.train_round", slowed)
+    monkeypatch.setattr("edge_sdk.training.local_trainer.train_round", slowed)
     with caplog.at_level(logging.INFO, "edge_sdk"):
         done = next(device().rounds())
     assert "too early for the 2 steps that are left: given up" in caplog.text

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-import edge_sdk.local_trainer
-from edge_sdk.allowance import Allowance
+import edge_sdk.training.local_trainer
+from edge_sdk.planning.allowance import Allowance
 from edge_sdk.rounds.round_loop import RoundLoop
 from tests.numpy_device import NumpyDevice, enrol_one
 from tests.processes import ServerProcess
@@ -32,7 +32,7 @@ def test_device_that_misses_a_round_is_not_counted_there_but_in_the_next(
         )
         secret = server.command("token", "create")["enrolment_token"]
         fast = NumpyDevice(server.address, enrol_one(server.address, secret, "fast"), "t", 2)
-        train_round = edge_sdk.local_trainer.train_round
+        train_round = edge_sdk.training.local_trainer.train_round
         overtaken = []
 
         def overtaken_once(*args, **settings):
@@ -42,7 +42,7 @@ def test_device_that_misses_a_round_is_not_counted_there_but_in_the_next(
                 fast.wait_for_version(1)
             return train_round(*args, **settings)
 
-        monkeypatch.setattr("edge_sdk.local_trainer.train_round", overtaken_once)
+        monkeypatch.setattr("edge_sdk.training.local_trainer.train_round", overtaken_once)
         slow = RoundLoop(
             data=write_jsonl(tmp_path / "data.jsonl", [{"text": "what is red"}]),
             server=server.address,

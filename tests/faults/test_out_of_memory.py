@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from edge_sdk.errors import NotFound
-from edge_sdk.identity import load_identity
+from edge_sdk.identity.identity import load_identity
 from edge_sdk.network.transport import Transport
 from edge_sdk.sketch import derive_seed, draw_sketch
 from edge_sdk.wire.payload import Arrays, adapter_shapes, decode

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from edge_sdk.errors import ServerUnreachable
-from edge_sdk.identity import Identity
+from edge_sdk.identity.identity import Identity
 from edge_sdk.network.transport import Transport
 from tests.numpy_device import NumpyDevice, enrol_one
 from tests.processes import ServerProcess

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 
-import edge_sdk.local_trainer
-import edge_sdk.trainable_base
-from edge_sdk.allowance import Allowance
+import edge_sdk.training.local_trainer
+import edge_sdk.training.trainable_base
 from edge_sdk.errors import OutOfMemory
-from edge_sdk.memory_guard import MemoryGuard
+from edge_sdk.planning.allowance import Allowance
 from edge_sdk.rounds.round_loop import RoundLoop
+from edge_sdk.training.memory_guard import MemoryGuard
 from tests.faults.conftest import LAST_STEP, R, ThirstyTask
 from tests.numpy_device import NumpyDevice, enrol_one
 
@@ -62,7 +62,7 @@ def watch(monkeypatch, available: Callable[[], int], patience_s: float) -> None:
         clock=lambda: slept[0],
         sleep=lambda seconds: slept.append(slept.pop() + seconds),
     )
-    monkeypatch.setattr(edge_sdk.local_trainer, "MemoryGuard", guard)
+    monkeypatch.setattr(edge_sdk.training.local_trainer, "MemoryGuard", guard)
 
 
 def is_limited() -> bool:
@@ -114,7 +114,7 @@ def is_loading(caplog) -> bool:
 def test_memory_that_runs_out_while_the_base_loads_ends_in_a_smaller_plan(
     client, monkeypatch, caplog
 ):
-    open_lean_base = edge_sdk.trainable_base.open_lean_base
+    open_lean_base = edge_sdk.training.trainable_base.open_lean_base
     loads = []
 
     def squeezed_once(*arguments, **how):
@@ -123,7 +123,7 @@ def test_memory_that_runs_out_while_the_base_loads_ends_in_a_smaller_plan(
             torch.empty(1 << 60, dtype=torch.uint8)
         return open_lean_base(*arguments, **how)
 
-    monkeypatch.setattr(edge_sdk.trainable_base, "open_lean_base", squeezed_once)
+    monkeypatch.setattr(edge_sdk.training.trainable_base, "open_lean_base", squeezed_once)
     first, second = client.rounds()
     assert loads == [True, True]
     assert first.k == second.k < R
@@ -143,7 +143,7 @@ def test_a_round_that_closes_while_a_device_steps_down_is_left_for_the_next(
     )
     identity = enrol_one(thirsty.server.address, thirsty.token, "fast")
     fast = NumpyDevice(thirsty.server.address, identity, "pair", 2)
-    train_round = edge_sdk.local_trainer.train_round
+    train_round = edge_sdk.training.local_trainer.train_round
     attempts = []
 
     def overtaken_once(*arguments, **how):
@@ -155,7 +155,7 @@ def test_a_round_that_closes_while_a_device_steps_down_is_left_for_the_next(
         fast.wait_for_version(1)
         raise OutOfMemory("memory ran out")
 
-    monkeypatch.setattr(edge_sdk.local_trainer, "train_round", overtaken_once)
+    monkeypatch.setattr(edge_sdk.training.local_trainer, "train_round", overtaken_once)
     (done,) = make_client(thirsty, tmp_path, caplog, "pair").rounds()
     assert (done.round_number, done.counted) == (2, True)
     assert done.k < R

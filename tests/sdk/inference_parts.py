@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from edge_sdk.base_model import LoadedBase
-from edge_sdk.generation import load_with_adapter
-from edge_sdk.peft_folder import write_peft_folder
+from edge_sdk.general.base_model import LoadedBase
+from edge_sdk.general.generation import load_with_adapter
+from edge_sdk.model.peft_folder import write_peft_folder
 from edge_sdk.wire.task import BaseModel
 from tests.sdk.lean_parts import save_family
 from tests.sdk.parts import adapter_spec, causal_spec, random_arrays, task_spec

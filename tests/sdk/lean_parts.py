@@ -12,12 +12,12 @@ import transformers
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from edge_sdk.example import Example
 from edge_sdk.lean.base import LeanBase, open_lean_base
 from edge_sdk.lean.llama import Frozen, Llama, input_groups
 from edge_sdk.lean.packing import pack
 from edge_sdk.lean.ranks import Ranks
-from edge_sdk.training import TrainableBase, train_round
+from edge_sdk.text.example import Example
+from edge_sdk.training.local_steps import TrainableBase, train_round
 from edge_sdk.wire.payload import Arrays
 from edge_sdk.wire.task import AdapterSpec, TrainingSpec
 from tests.sdk.parts import adapter_spec, causal_spec

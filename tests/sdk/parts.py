@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from edge_sdk.model_folder import read_config
-from edge_sdk.model_shape import read_shape
+from edge_sdk.model.model_folder import read_config
+from edge_sdk.model.model_shape import read_shape
 from edge_sdk.sketch import Indices
 from edge_sdk.wire.payload import Arrays, adapter_shapes
 from edge_sdk.wire.task import AdapterSpec, BaseModel, RoundPolicy, TaskSpec, TrainingSpec

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from edge_sdk import access
-from edge_sdk.device_key import make_private_key
 from edge_sdk.errors import NotAuthorized, QuotaExceeded, Revoked, TokenExpired
-from edge_sdk.identity import Identity
+from edge_sdk.identity import access
+from edge_sdk.identity.device_key import make_private_key
+from edge_sdk.identity.identity import Identity
 from edge_sdk.network.transport import Transport
 from edge_sdk.wire.credentials import AccessToken, Challenge
 from edge_sdk.wire.messages import encode_message

@@ -15,12 +15,12 @@ from bitsandbytes.nn import Linear4bit
 from torch import nn
 from transformers.utils import logging as hf_logging
 
-from edge_sdk.base_model import choose_compute_dtype, load_base, verify_layers
 from edge_sdk.errors import ModelError, WrongBaseModel
-from edge_sdk.model_folder import read_config
-from edge_sdk.model_shape import read_shape
-from edge_sdk.narrow_linear import NarrowLinear, store_as_bf16
-from edge_sdk.tokenizer import load_tokenizer
+from edge_sdk.general.base_model import choose_compute_dtype, load_base, verify_layers
+from edge_sdk.general.narrow_linear import NarrowLinear, store_as_bf16
+from edge_sdk.model.model_folder import read_config
+from edge_sdk.model.model_shape import read_shape
+from edge_sdk.text.tokenizer import load_tokenizer
 from edge_sdk.wire.task import BaseModel, DenseSpec, LayerSpec
 from tests.sdk.parts import LABELS, adapter_spec, causal_spec, classifier_spec
 
@@ -40,7 +40,9 @@ def logits(model: nn.Module) -> torch.Tensor:
 @pytest.fixture
 def on_a_plain_cpu(monkeypatch):
     """As on a CPU that has no bf16 units."""
-    monkeypatch.setattr("edge_sdk.base_model.choose_compute_dtype", lambda *_: torch.float32)
+    monkeypatch.setattr(
+        "edge_sdk.general.base_model.choose_compute_dtype", lambda *_: torch.float32
+    )
 
 
 @pytest.fixture
@@ -119,12 +121,14 @@ def test_a_narrow_layer_equals_its_widened_self_and_keeps_no_widened_copy():
 
 @pytest.mark.parametrize(("native", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
 def test_a_cpu_computes_in_bf16_only_where_it_has_the_units(monkeypatch, native, dtype):
-    monkeypatch.setattr("edge_sdk.base_model.has_native_bf16", lambda: native)
+    monkeypatch.setattr("edge_sdk.general.base_model.has_native_bf16", lambda: native)
     assert choose_compute_dtype(torch.device("cpu")) == dtype
 
 
 def test_a_base_that_computes_in_bf16_can_be_loaded_in_every_format(monkeypatch, tiny_llama):
-    monkeypatch.setattr("edge_sdk.base_model.choose_compute_dtype", lambda *_: torch.bfloat16)
+    monkeypatch.setattr(
+        "edge_sdk.general.base_model.choose_compute_dtype", lambda *_: torch.bfloat16
+    )
     for quantization in ("nf4", "bf16"):
         base = load_base(tiny_llama, causal_spec(), quantization, threads=1)
         assert base.model(input_ids=IDS).logits.dtype == base.compute_dtype == torch.bfloat16

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from edge_sdk.calibration import Calibration
-from edge_sdk.cost import Budget, Correction, cost_of
 from edge_sdk.errors import StorageError
+from edge_sdk.planning.calibration import Calibration
+from edge_sdk.planning.cost import Budget, Correction, cost_of
 from tests.sdk.workloads import MACHINE, execution, llama_shape, workload
 
 SHAPE = llama_shape(num_hidden_layers=3, vocab_size=8000)

@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch import nn
 
-from edge_sdk.base_model import LoadedBase, load_base
-from edge_sdk.batches import collate
-from edge_sdk.checkpointing import checkpointed_blocks
-from edge_sdk.data import load_examples
-from edge_sdk.lora import attach
-from edge_sdk.model_folder import read_model_shape
-from edge_sdk.predictions import predict
-from edge_sdk.training import LocalResult, train_round
+from edge_sdk.general.base_model import LoadedBase, load_base
+from edge_sdk.general.checkpointing import checkpointed_blocks
+from edge_sdk.general.lora import attach
+from edge_sdk.general.predictions import predict
+from edge_sdk.model.model_folder import read_model_shape
+from edge_sdk.text.batches import collate
+from edge_sdk.text.data import load_examples
+from edge_sdk.training.local_steps import LocalResult, train_round
 from edge_sdk.wire.task import AdapterSpec, BaseModel, TrainingSpec
 from tests.sdk.parts import QUESTIONS, TEXTS, causal_spec, classifier_spec, random_arrays
 from tests.tiny_model import save_tiny_bert, save_tiny_llama, save_tiny_neox, write_jsonl

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from edge_sdk.batches import IGNORED, collate
-from edge_sdk.data import load_examples
 from edge_sdk.errors import DataError
-from edge_sdk.example import Example
-from edge_sdk.tokenization import Part, Tokens, fit, prompt_ids, tokenize
-from edge_sdk.tokenizer import load_tokenizer
+from edge_sdk.text.batches import IGNORED, collate
+from edge_sdk.text.data import load_examples
+from edge_sdk.text.example import Example
+from edge_sdk.text.tokenization import Part, Tokens, fit, prompt_ids, tokenize
+from edge_sdk.text.tokenizer import load_tokenizer
 from tests.sdk.parts import causal_spec, classifier_spec
 from tests.tiny_model import write_jsonl
 

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_sdk.device_key import DeviceKey, make_private_key
 from edge_sdk.errors import BadProof, ConfigError
+from edge_sdk.identity.device_key import DeviceKey, make_private_key
 from edge_sdk.wire.proofs import (
     access_statement,
     check_proof,

@@ -16,16 +16,16 @@ from pathlib import Path
 
 import pytest
 
-from edge_sdk import doctor_command
 from edge_sdk.agent.only_one import OnlyOne
 from edge_sdk.cli import main
-from edge_sdk.device_key import make_private_key
+from edge_sdk.commands import doctor as doctor_command
 from edge_sdk.doctor.finding import Finding
 from edge_sdk.doctor.folder_checks import check_folder
 from edge_sdk.doctor.server_checks import check_server
 from edge_sdk.doctor.trial import try_library
-from edge_sdk.enrolment import join
-from edge_sdk.identity import Identity, save_identity
+from edge_sdk.identity.device_key import make_private_key
+from edge_sdk.identity.enrolment import join
+from edge_sdk.identity.identity import Identity, save_identity
 from tests.processes import ServerProcess
 
 BROKEN = "tests.sdk.broken_library"

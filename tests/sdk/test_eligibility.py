@@ -8,7 +8,7 @@ import pytest
 import transformers
 
 from edge_sdk.lean.eligibility import why_not_lean
-from edge_sdk.model_folder import read_config
+from edge_sdk.model.model_folder import read_config
 from tests.sdk.lean_parts import FAMILIES, save_family
 
 PLAIN = {"model_type": "llama"}

@@ -6,18 +6,18 @@ import numpy as np
 import pytest
 import torch
 
-from edge_sdk.base_model import load_base
-from edge_sdk.batches import collate
-from edge_sdk.data import load_examples
 from edge_sdk.errors import DataError
-from edge_sdk.evaluation import (
+from edge_sdk.general.base_model import load_base
+from edge_sdk.general.evaluation import (
     choice_accuracy,
     choice_scores,
     classification_accuracy,
     completion_loss,
 )
-from edge_sdk.lora import attach
-from edge_sdk.predictions import predict
+from edge_sdk.general.lora import attach
+from edge_sdk.general.predictions import predict
+from edge_sdk.text.batches import collate
+from edge_sdk.text.data import load_examples
 from tests.sdk.parts import (
     LABELS,
     QUESTIONS,

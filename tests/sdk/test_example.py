@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edge_sdk.example import Example
+from edge_sdk.text.example import Example
 
 
 def test_example_takes_five_bytes_per_token():

@@ -13,15 +13,15 @@ import safetensors.numpy
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from edge_sdk.base_model import LoadedBase
-from edge_sdk.data import load_examples
 from edge_sdk.errors import AdapterError, ConfigError, DataError
-from edge_sdk.evaluation import completion_loss
-from edge_sdk.generation import classify, generate, load_with_adapter
-from edge_sdk.lora import attach
-from edge_sdk.peft_folder import write_peft_folder
+from edge_sdk.general.base_model import LoadedBase
+from edge_sdk.general.evaluation import completion_loss
+from edge_sdk.general.generation import classify, generate, load_with_adapter
+from edge_sdk.general.lora import attach
+from edge_sdk.model.peft_folder import write_peft_folder
 from edge_sdk.sketch import draw_sketch, sketched_scaling
-from edge_sdk.training import train_round
+from edge_sdk.text.data import load_examples
+from edge_sdk.training.local_steps import train_round
 from edge_sdk.wire.payload import Arrays
 from edge_sdk.wire.task import AdapterSpec, BaseModel, TrainingSpec
 from tests.sdk.parts import (

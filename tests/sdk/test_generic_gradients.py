@@ -12,8 +12,8 @@ import torch
 import transformers
 from torch.nn import functional
 
-from edge_sdk.base_model import LoadedBase, load_base
-from edge_sdk.example import Example
+from edge_sdk.general.base_model import LoadedBase, load_base
+from edge_sdk.text.example import Example
 from edge_sdk.wire.payload import Arrays
 from edge_sdk.wire.task import AdapterSpec, BaseModel
 from tests.sdk.lean_parts import VOCABULARY, Gradients, K, check_close, examples_of, lean_gradients

@@ -9,7 +9,7 @@ import stat
 import pytest
 
 from edge_sdk.errors import ConfigError, StorageError
-from edge_sdk.identity import (
+from edge_sdk.identity.identity import (
     Identity,
     load_identity,
     load_joining,

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from edge_sdk import infer_command
 from edge_sdk.cli import main
+from edge_sdk.commands import infer as infer_command
 from edge_sdk.inference import open_session
-from edge_sdk.peft_folder import read_peft_config
+from edge_sdk.model.peft_folder import read_peft_config
 from tests.sdk.inference_parts import PROMPTS, save_adapter, save_model
 from tests.sdk.parts import LABELS, classifier_spec
 

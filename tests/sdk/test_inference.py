@@ -15,8 +15,8 @@ import torch
 import transformers
 
 from edge_sdk.errors import AdapterError, ConfigError, DataError, ModelError
-from edge_sdk.evaluation import choice_scores
-from edge_sdk.generation import classify, load_with_adapter
+from edge_sdk.general.evaluation import choice_scores
+from edge_sdk.general.generation import classify, load_with_adapter
 from edge_sdk.inference import Sampling, Session, open_session
 from edge_sdk.inference.adapter_file import (
     adapters_folder,
@@ -32,8 +32,8 @@ from edge_sdk.inference.providers import choose_providers
 from edge_sdk.inference.rotation import rotation_tables
 from edge_sdk.lean.architecture import read_architecture
 from edge_sdk.lean.nf4 import decode_nf4, quantize_nf4
-from edge_sdk.model_folder import read_config
-from edge_sdk.model_shape import ModelShape, read_shape
+from edge_sdk.model.model_folder import read_config
+from edge_sdk.model.model_shape import ModelShape, read_shape
 from tests.sdk.inference_parts import (
     PROMPTS,
     load_torch,
@@ -137,7 +137,7 @@ def test_rounded_weights_give_nearly_the_probabilities_of_torch(
     base, adapters, cache, monkeypatch, weight_format, theirs, computes_in_bf16, tolerance
 ):
     """Those of 4 bits are those of the base an adapter is trained on, with bf16 units or not."""
-    monkeypatch.setattr("edge_sdk.base_model.has_native_bf16", lambda: computes_in_bf16)
+    monkeypatch.setattr("edge_sdk.general.base_model.has_native_bf16", lambda: computes_in_bf16)
     session = open_session(base, adapters[8], weight_format=weight_format, threads=1, cache=cache)
     choices = [" red", " green", " blue"]
     found = np.log([session.classify(PROMPTS[0], choices)[choice] for choice in choices])

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 from edge_sdk.errors import ConfigError, DataError, ModelError
 from edge_sdk.inference.sampling import Sampler, Sampling
 from edge_sdk.inference.text import Pieces, TextTokenizer
-from edge_sdk.tokenization import chat_prompt, prompt_ids, start_ids
+from edge_sdk.text.tokenization import chat_prompt, prompt_ids, start_ids
 from tests.tiny_model import save_tokenizer
 
 TEMPLATE = """

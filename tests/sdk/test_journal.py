@@ -8,10 +8,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from edge_sdk.progress import Progress
 from edge_sdk.rounds import journal as journal_module
 from edge_sdk.rounds.deadline import Deadline
 from edge_sdk.rounds.journal import KEPT_ASIDE, Journal, KeptUpdate, journal_folder, work_id
+from edge_sdk.training.progress import Progress
 from edge_sdk.wire.messages import Assignment
 from edge_sdk.wire.task import TrainingSpec
 

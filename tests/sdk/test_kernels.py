@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from edge_sdk import kernels
 from edge_sdk.errors import ModelError
+from edge_sdk.training import kernels
 
 
 def why_unusable(quantization: str) -> str | None:

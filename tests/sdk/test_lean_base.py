@@ -17,7 +17,7 @@ from edge_sdk.lean.base import LeanBase
 from edge_sdk.lean.frozen import Int8Matrix, Nf4Matrix, PlainMatrix
 from edge_sdk.lean.llama import HEAD, input_groups
 from edge_sdk.lean.ranks import Ranks
-from edge_sdk.training import LocalResult, train_round
+from edge_sdk.training.local_steps import LocalResult, train_round
 from edge_sdk.wire.task import DenseSpec, LayerSpec, TrainingSpec
 from tests.sdk.lean_parts import (
     K,

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from edge_sdk.batches import collate
-from edge_sdk.example import Example
 from edge_sdk.lean import native
 from edge_sdk.lean.base import LeanBase
-from edge_sdk.training import train_round
+from edge_sdk.text.batches import collate
+from edge_sdk.text.example import Example
+from edge_sdk.training.local_steps import train_round
 from edge_sdk.wire.task import TrainingSpec
 from tests.sdk.lean_parts import (
     EVERY,

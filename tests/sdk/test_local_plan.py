@@ -9,13 +9,13 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from edge_sdk import microbenchmark
-from edge_sdk.allowance import QUANTIZATIONS, Allowance
-from edge_sdk.cost import cost_of
 from edge_sdk.device import probe
 from edge_sdk.errors import ConfigError
-from edge_sdk.local_plan import LocalPlanner
-from edge_sdk.whole_file import write_whole
+from edge_sdk.files.whole_file import write_whole
+from edge_sdk.planning import microbenchmark
+from edge_sdk.planning.allowance import QUANTIZATIONS, Allowance
+from edge_sdk.planning.cost import cost_of
+from edge_sdk.planning.local_plan import LocalPlanner
 from tests.sdk.workloads import RATES, llama_shape, workload
 
 WORK = workload(llama_shape(num_hidden_layers=3, vocab_size=8000))

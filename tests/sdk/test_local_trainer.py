@@ -11,14 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edge_sdk.cost import Budget, Machine, Workload
 from edge_sdk.errors import ModelError, OutOfMemory, WrongBaseModel
-from edge_sdk.local_trainer import LocalTrainer, describe
-from edge_sdk.model_folder import read_model_shape
-from edge_sdk.plan import Plan, make_plan
-from edge_sdk.rates import assumed_rates
-from edge_sdk.trainable_base import load_trainable
-from edge_sdk.training import train_round
+from edge_sdk.model.model_folder import read_model_shape
+from edge_sdk.planning.cost import Budget, Machine, Workload
+from edge_sdk.planning.plan import Plan, make_plan
+from edge_sdk.planning.rates import assumed_rates
+from edge_sdk.training.local_steps import train_round
+from edge_sdk.training.local_trainer import LocalTrainer, describe
+from edge_sdk.training.trainable_base import load_trainable
 from edge_sdk.wire.messages import Assignment
 from edge_sdk.wire.task import TaskSpec, TrainingSpec
 from tests.sdk.parts import QUESTIONS, adapter_spec, causal_spec, random_arrays, task_spec
@@ -114,7 +114,7 @@ def test_each_part_of_an_execution_reaches_training(trainer, plan, task, monkeyp
         asked.append((how["micro_batch"], how["recomputed_blocks"], how["trained_targets"]))
         return train_round(*arguments, **how)
 
-    monkeypatch.setattr("edge_sdk.local_trainer.train_round", noted)
+    monkeypatch.setattr("edge_sdk.training.local_trainer.train_round", noted)
     slices = random_arrays(task.adapter, K)
     ways = [(4, 0, ("q_proj",)), (1, 0, ("v_proj",)), (2, 2, ("v_proj", "q_proj"))]
     for micro_batch, recomputed, targets in ways:
@@ -134,7 +134,7 @@ def test_the_base_is_loaded_once_and_anew_only_in_another_number_format(
         loaded.append((execution.quantization, execution.products))
         return load_trainable(folder, spec, execution, threads)
 
-    monkeypatch.setattr("edge_sdk.local_trainer.load_trainable", noted)
+    monkeypatch.setattr("edge_sdk.training.local_trainer.load_trainable", noted)
     slices = random_arrays(task.adapter, K)
     trainer.prepare(plan)
     trainer.prepare(with_execution(plan, micro_batch=1))
@@ -188,7 +188,7 @@ def test_the_budget_is_enforced_in_every_step_and_only_there(trainer, plan, task
 
         return train_round(*arguments, on_step=look, **how)
 
-    monkeypatch.setattr("edge_sdk.local_trainer.train_round", noted)
+    monkeypatch.setattr("edge_sdk.training.local_trainer.train_round", noted)
     before = resource.getrlimit(resource.RLIMIT_DATA)
     budget = Budget(memory_bytes=64 << 30)
     trainer.train(replace(plan, budget=budget), assignment(), random_arrays(task.adapter, K))
@@ -223,11 +223,11 @@ def test_a_plan_is_described_with_its_sketch_and_how_it_trains(plan):
 SCRIPT = """
 import sys
 from pathlib import Path
-from edge_sdk.local_trainer import LocalTrainer, tokenized_examples
-from edge_sdk.trainable_base import load_trainable, warm_up_for
-from edge_sdk.execution import Execution
-from edge_sdk.trainable_base import load_trainable
-from edge_sdk.training import train_round
+from edge_sdk.training.local_trainer import LocalTrainer, tokenized_examples
+from edge_sdk.training.trainable_base import load_trainable, warm_up_for
+from edge_sdk.planning.execution import Execution
+from edge_sdk.training.trainable_base import load_trainable
+from edge_sdk.training.local_steps import train_round
 from tests.sdk.parts import adapter_spec, causal_spec, random_arrays
 from edge_sdk.wire.task import TrainingSpec
 

@@ -11,11 +11,11 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from edge_sdk.base_model import load_base
 from edge_sdk.errors import AdapterError
-from edge_sdk.example import Example
-from edge_sdk.lora import SketchedLinear, attach
-from edge_sdk.training import train_round
+from edge_sdk.general.base_model import load_base
+from edge_sdk.general.lora import SketchedLinear, attach
+from edge_sdk.text.example import Example
+from edge_sdk.training.local_steps import train_round
 from edge_sdk.wire.task import AdapterSpec, DenseSpec, LayerSpec, TrainingSpec
 from tests.sdk.parts import adapter_spec, causal_spec, classifier_spec, random_arrays
 

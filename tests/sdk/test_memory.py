@@ -13,11 +13,11 @@ import torch
 import transformers
 from torch import Tensor
 
-from edge_sdk.checkpointing import checkpointed_blocks
-from edge_sdk.lora import attach
-from edge_sdk.memory import NF4_BYTES, MemoryNeed, kept_bytes, memory_need
-from edge_sdk.model_shape import ModelShape, read_shape, shape_from_tensors
-from edge_sdk.narrow_linear import store_as_bf16
+from edge_sdk.general.checkpointing import checkpointed_blocks
+from edge_sdk.general.lora import attach
+from edge_sdk.general.memory_need import NF4_BYTES, MemoryNeed, kept_bytes, memory_need
+from edge_sdk.general.narrow_linear import store_as_bf16
+from edge_sdk.model.model_shape import ModelShape, read_shape, shape_from_tensors
 from edge_sdk.wire.payload import adapter_shapes
 from edge_sdk.wire.task import AdapterSpec
 from tests.sdk.workloads import BERT, execution, llama_shape

@@ -9,12 +9,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from edge_sdk import microbenchmark
 from edge_sdk.device import DeviceReport, probe
 from edge_sdk.errors import DeviceError
-from edge_sdk.microbenchmark import known_rates, library_versions, measure_rates
-from edge_sdk.rates import Rates, assumed_rates
-from edge_sdk.whole_file import write_whole
+from edge_sdk.files.whole_file import write_whole
+from edge_sdk.planning import microbenchmark
+from edge_sdk.planning.microbenchmark import known_rates, library_versions, measure_rates
+from edge_sdk.planning.rates import Rates, assumed_rates
 from tests.sdk.workloads import RATES
 
 ROOT = Path(__file__).parent.parent.parent
@@ -60,8 +60,8 @@ def test_benchmark_measures_rates_a_plan_can_count_with(measured):
 
 
 def test_what_was_measured_is_remembered_and_not_measured_again(measured, report, monkeypatch):
-    from edge_sdk.allowance import Allowance
-    from edge_sdk.local_plan import LocalPlanner
+    from edge_sdk.planning.allowance import Allowance
+    from edge_sdk.planning.local_plan import LocalPlanner
 
     rates, cache = measured
     monkeypatch.setattr(microbenchmark.platformdirs, "user_cache_path", lambda name: cache / name)
@@ -139,8 +139,8 @@ def test_benchmark_that_hangs_is_ended(cache, report, tmp_path, monkeypatch):
 
 
 def test_device_without_torch_still_plans(cache, tmp_path, monkeypatch, caplog):
-    from edge_sdk.allowance import Allowance
-    from edge_sdk.local_plan import LocalPlanner
+    from edge_sdk.planning.allowance import Allowance
+    from edge_sdk.planning.local_plan import LocalPlanner
 
     install(monkeypatch, tmp_path, "raise ImportError('torch is not installed')")
     planner = LocalPlanner(Allowance(threads=1), tmp_path / "state", "model")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from edge_sdk.errors import ModelError
-from edge_sdk.model_folder import find_model, read_config, weights_digest
+from edge_sdk.model.model_folder import find_model, read_config, weights_digest
 
 
 @pytest.fixture(autouse=True)

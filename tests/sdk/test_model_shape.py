@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from edge_sdk.errors import ConfigError, ModelError
-from edge_sdk.model_shape import FAMILIES, read_shape
+from edge_sdk.model.model_shape import FAMILIES, read_shape
 
 SIZES = {
     "vocab_size": 50,

@@ -17,7 +17,7 @@ from edge_sdk.lean.nf4 import (
     dynamic_code,
     quantize_nf4,
 )
-from edge_sdk.nf4_code import NF4_CODE
+from edge_sdk.model.nf4_code import NF4_CODE
 
 SHAPES = [
     (64, 64),

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_sdk.errors import DataError
-from edge_sdk.example import Example
 from edge_sdk.lean.packing import PackedBatch, micro_batches, pack
+from edge_sdk.text.example import Example
 
 flags = st.lists(st.booleans(), max_size=12)
 

@@ -11,7 +11,7 @@ import pytest
 import safetensors.numpy
 
 from edge_sdk.errors import AdapterError, StorageError
-from edge_sdk.peft_folder import read_peft_config, read_peft_tensors, write_peft_folder
+from edge_sdk.model.peft_folder import read_peft_config, read_peft_tensors, write_peft_folder
 from tests.sdk.parts import adapter_spec, causal_spec, classifier_spec, random_arrays, task_spec
 
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from edge_sdk.base_model import LoadedBase, load_base
-from edge_sdk.data import load_examples
-from edge_sdk.example import Example
-from edge_sdk.training import LocalResult, train_round
+from edge_sdk.general.base_model import LoadedBase, load_base
+from edge_sdk.text.data import load_examples
+from edge_sdk.text.example import Example
+from edge_sdk.training.local_steps import LocalResult, train_round
 from edge_sdk.wire.task import TrainingSpec
 from tests.sdk.parts import TEXTS, adapter_spec, causal_spec, classifier_spec, random_arrays
 from tests.tiny_model import write_jsonl

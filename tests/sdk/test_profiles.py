@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_sdk import profiles
 from edge_sdk.errors import ProfileError
-from edge_sdk.profiles import (
+from edge_sdk.planning import profiles
+from edge_sdk.planning.profiles import (
     Bitsandbytes,
     Cpu,
     DeviceProfile,

@@ -7,12 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from edge_sdk.data import load_examples
 from edge_sdk.errors import AdapterError
-from edge_sdk.evaluation import classification_accuracy, completion_loss
-from edge_sdk.lora import attach
+from edge_sdk.general.evaluation import classification_accuracy, completion_loss
+from edge_sdk.general.lora import attach
 from edge_sdk.sketch import sketched_scaling
-from edge_sdk.training import Pull, train_round
+from edge_sdk.text.data import load_examples
+from edge_sdk.training.local_steps import Pull, train_round
 from edge_sdk.wire.task import TrainingSpec
 from tests.sdk.lean_parts import open_base
 from tests.sdk.parts import (

@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 
-from edge_sdk.data import load_examples
-from edge_sdk.example import Example
-from edge_sdk.progress import Progress, Steps
 from edge_sdk.rounds.journal import Journal
-from edge_sdk.training import TrainableBase, train_round
+from edge_sdk.text.data import load_examples
+from edge_sdk.text.example import Example
+from edge_sdk.training.local_steps import TrainableBase, train_round
+from edge_sdk.training.progress import Progress, Steps
 from edge_sdk.wire.task import AdapterSpec, TrainingSpec
 from tests.sdk.lean_parts import open_base
 from tests.sdk.parts import (

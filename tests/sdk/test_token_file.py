@@ -13,12 +13,12 @@ import safetensors.numpy
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_sdk import token_file
-from edge_sdk.data import load_examples
 from edge_sdk.errors import DataError, DeviceError, EdgeError, ModelError, OutOfMemory
-from edge_sdk.example import Example
-from edge_sdk.token_file import tokenized_examples
-from edge_sdk.tokenizer import load_tokenizer
+from edge_sdk.text import token_file
+from edge_sdk.text.data import load_examples
+from edge_sdk.text.example import Example
+from edge_sdk.text.token_file import tokenized_examples
+from edge_sdk.text.tokenizer import load_tokenizer
 from tests.sdk.parts import QUESTIONS, TEXTS, causal_spec, classifier_spec
 from tests.tiny_model import write_jsonl
 
@@ -103,7 +103,7 @@ def test_this_process_imports_neither_the_tokenizers_nor_torch(questions, tiny_l
     script = f"""
 import sys
 from pathlib import Path
-from edge_sdk.token_file import tokenized_examples
+from edge_sdk.text.token_file import tokenized_examples
 from edge_sdk.wire.task import BaseModel
 base = BaseModel(model="tiny", digest="0" * 64)
 found = tokenized_examples(Path({str(questions)!r}), Path({str(tiny_llama)!r}), base, {LENGTH})

@@ -14,9 +14,6 @@ from torch import nn
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
-from edge_sdk.base_model import LoadedBase, load_base
-from edge_sdk.batches import Batch, collate
-from edge_sdk.data import load_examples
 from edge_sdk.errors import (
     AdapterError,
     LossDiverged,
@@ -24,10 +21,13 @@ from edge_sdk.errors import (
     TrainingError,
     WrongBaseModel,
 )
-from edge_sdk.evaluation import classification_accuracy, completion_loss
-from edge_sdk.example import Example
+from edge_sdk.general.base_model import LoadedBase, load_base
+from edge_sdk.general.evaluation import classification_accuracy, completion_loss
 from edge_sdk.sketch import draw_sketch, scatter_add
-from edge_sdk.training import train_round
+from edge_sdk.text.batches import Batch, collate
+from edge_sdk.text.data import load_examples
+from edge_sdk.text.example import Example
+from edge_sdk.training.local_steps import train_round
 from edge_sdk.wire.payload import Arrays
 from edge_sdk.wire.task import AdapterSpec, TrainingSpec
 from tests.sdk.parts import (
@@ -357,7 +357,7 @@ def test_a_classifier_trains_its_head_and_its_ranks(loaded_bert, tiny_bert, tmp_
     result = train_round(loaded_bert, adapter, 4, slices, training, examples, seed=0)
     assert result.losses[-1] < 0.2 * result.losses[0]
     assert all(np.abs(array).max() > 0 for array in result.update.values())
-    from edge_sdk.lora import attach
+    from edge_sdk.general.lora import attach
     from edge_sdk.sketch import sketched_scaling
 
     trained = {name: slices[name] + result.update[name] for name in slices}

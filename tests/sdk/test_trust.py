@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from edge_sdk.errors import ConfigError, RolledBack, StorageError, UnknownKey
-from edge_sdk.trust import Trust, load_trust, pin_key, save_trust
+from edge_sdk.identity.trust import Trust, load_trust, pin_key, save_trust
 from edge_sdk.wire.manifest import Pointer
 
 SERVER = "http://127.0.0.1:1"

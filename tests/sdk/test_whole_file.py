@@ -6,7 +6,7 @@ import stat
 
 import pytest
 
-from edge_sdk.whole_file import write_whole
+from edge_sdk.files.whole_file import write_whole
 
 
 def test_file_is_replaced_and_nothing_is_left_beside_it(tmp_path):

@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import pytest
 
-from edge_sdk.device_key import DeviceKey, make_private_key
 from edge_sdk.errors import (
     BadProof,
     ConfigError,
@@ -16,6 +15,7 @@ from edge_sdk.errors import (
     TokenExpired,
     TokenUsedUp,
 )
+from edge_sdk.identity.device_key import DeviceKey, make_private_key
 from edge_sdk.wire.credentials import AccessRequest, EnrolRequest, KeyChange
 from edge_sdk.wire.proofs import access_statement, enrolment_statement, key_change_statement
 from server.auth import (

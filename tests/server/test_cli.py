@@ -9,8 +9,8 @@ import sys
 import numpy as np
 import pytest
 
-from edge_sdk import peft_folder
-from edge_sdk.model_folder import weights_digest
+from edge_sdk.model import peft_folder
+from edge_sdk.model.model_folder import weights_digest
 from edge_sdk.quantities import format_bytes
 from edge_sdk.wire.messages import decode_message
 from edge_sdk.wire.task import AggregationSpec, RoundPolicy, TaskSpec, TrainingSpec

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from edge_sdk.errors import ConfigError, StorageError
-from edge_sdk.model_shape import read_shape
+from edge_sdk.model.model_shape import read_shape
 from edge_sdk.wire.manifest import Manifest
 from edge_sdk.wire.task import DenseSpec
 from server.gguf_lora import pair_rows, write_gguf_lora

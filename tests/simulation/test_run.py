@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from edge_sdk.allowance import Allowance
 from edge_sdk.errors import ConfigError
-from edge_sdk.identity import load_identity
+from edge_sdk.identity.identity import load_identity
 from edge_sdk.network.transport import Transport
+from edge_sdk.planning.allowance import Allowance
 from edge_sdk.rounds.round_loop import RoundLoop
 from edge_sdk.wire.payload import adapter_shapes, decode
 from server.methods import METHODS, method_of

@@ -1,0 +1,1 @@
+"""A base model and its adapters as files, shapes and codes; without torch."""

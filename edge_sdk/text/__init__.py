@@ -1,0 +1,1 @@
+"""Private text as training examples, and examples as batches."""
