@@ -16,8 +16,8 @@ from bench.train_methods import (
     first_ranks,
     token_ids,
 )
+from edge_sdk.compute.execution import ProductFormat
 from edge_sdk.lean.base import LeanBase, open_lean_base
-from edge_sdk.planning.execution import ProductFormat
 from edge_sdk.sketch import sketched_scaling
 from edge_sdk.text.example import Example
 from edge_sdk.training.optimizers import AdamW

@@ -25,12 +25,12 @@ from rich.table import Table
 from bench.base_models import base_folder
 from bench.report import Claim, json_path, publish
 from bench.training_run import GLOBAL_RANK, LABELS, Measured, Run
+from edge_sdk.compute.execution import Execution, ProductFormat, Quantization
 from edge_sdk.device import probe
 from edge_sdk.general.memory_need import WEIGHT_BYTES, adapter_parameters
 from edge_sdk.model.model_folder import read_model_shape
 from edge_sdk.model.model_shape import ModelShape
 from edge_sdk.planning.cost import Budget, Correction, Cost, Machine, Workload, cost_of
-from edge_sdk.planning.execution import Execution, ProductFormat, Quantization
 from edge_sdk.planning.microbenchmark import measure_rates
 from edge_sdk.quantities import format_bytes
 from edge_sdk.wire.task import TaskType

@@ -26,9 +26,9 @@ from bench.cgroup import MemoryCgroup
 from bench.report import Claim, json_path, publish
 from bench.training_run import GLOBAL_RANK, Run
 from demo.processes import Processes
+from edge_sdk.compute.execution import Execution
 from edge_sdk.device import probe
 from edge_sdk.model.model_folder import read_model_shape
-from edge_sdk.planning.execution import Execution
 from edge_sdk.planning.microbenchmark import known_rates, measure_rates
 from edge_sdk.quantities import format_bytes
 

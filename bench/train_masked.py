@@ -21,11 +21,11 @@ from bench.train_methods import GLOBAL_RANK, OURS_NF4, SMOLLM2, Method, Work, ad
 from bench.train_once import Measured, Once
 from bench.train_speed import Plan
 from bench.vector_width import Vectors
+from edge_sdk.compute.execution import Execution
+from edge_sdk.compute.rates import Rates
 from edge_sdk.device import has_native_bf16
 from edge_sdk.planning.cost import Budget, Machine, Workload
-from edge_sdk.planning.execution import Execution
 from edge_sdk.planning.plan import make_plan
-from edge_sdk.planning.rates import Rates
 
 MASK = {
     "ONEDNN_MAX_CPU_ISA": "AVX2",

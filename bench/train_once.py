@@ -17,7 +17,7 @@ import psutil
 
 from bench.train_methods import Method, Trainer, Work
 from edge_sdk.device import peak_rss_bytes
-from edge_sdk.training.heap import release_freed_memory
+from edge_sdk.memory.heap import release_freed_memory
 
 _CLEAR_REFS, _RESET_PEAK = Path("/proc/self/clear_refs"), "5"
 

@@ -14,9 +14,9 @@ from bench.train_masked import workload
 from bench.train_methods import OURS_NF4, SMOLLM2, Work, adapter_of, first_ranks
 from bench.train_once import Measured
 from bench.train_speed import Plan, run_once
+from edge_sdk.compute.execution import Execution
 from edge_sdk.device import probe
 from edge_sdk.planning.cost import Budget, Machine, cost_of
-from edge_sdk.planning.execution import Execution
 from edge_sdk.planning.microbenchmark import measure_rates
 from edge_sdk.wire.payload import encode
 

@@ -12,10 +12,10 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from edge_sdk.compute.execution import Execution
 from edge_sdk.device import peak_rss_bytes
 from edge_sdk.model.model_folder import read_model_shape
 from edge_sdk.model.model_shape import ModelShape
-from edge_sdk.planning.execution import Execution
 from edge_sdk.text.example import Example
 from edge_sdk.training.local_steps import train_round
 from edge_sdk.training.trainable_base import load_trainable

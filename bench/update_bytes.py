@@ -30,9 +30,9 @@ from bench.report import Claim, publish
 from bench.rounds_in_one_process import Learner, Outcome, run_task
 from demo import __main__ as demo
 from demo import trec
+from edge_sdk.compute.execution import Execution, ProductFormat
 from edge_sdk.device import probe
 from edge_sdk.model.model_folder import read_model_shape, weights_digest
-from edge_sdk.planning.execution import Execution, ProductFormat
 from edge_sdk.planning.microbenchmark import measure_rates
 from edge_sdk.text.example import Example
 from edge_sdk.text.token_file import tokenized_examples

@@ -20,13 +20,13 @@ from rich.console import Console
 
 from demo import screen, smollm2, trec
 from demo.processes import Processes
+from edge_sdk.compute.execution import Execution
 from edge_sdk.device import probe
 from edge_sdk.errors import EdgeError
 from edge_sdk.general.memory_need import adapter_parameters
 from edge_sdk.model.model_folder import config_digest, read_model_shape
 from edge_sdk.planning.allowance import Allowance
 from edge_sdk.planning.cost import Cost, Workload, cost_of
-from edge_sdk.planning.execution import Execution
 from edge_sdk.planning.local_plan import LocalPlanner
 from edge_sdk.quantities import format_bytes
 

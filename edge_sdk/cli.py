@@ -54,7 +54,7 @@ def _plan(options: argparse.Namespace) -> None:
 
 
 def _join(options: argparse.Namespace) -> None:
-    from edge_sdk.identity.enrolment import join
+    from edge_sdk.network.enrolment import join
 
     identity = join(options.state, options.server, read_token(options), options.name)
     if options.json:
@@ -65,7 +65,7 @@ def _join(options: argparse.Namespace) -> None:
 
 
 def _change_key(options: argparse.Namespace) -> None:
-    from edge_sdk.identity.enrolment import change_key
+    from edge_sdk.network.enrolment import change_key
 
     identity = change_key(options.state)
     if options.json:

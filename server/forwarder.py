@@ -8,8 +8,8 @@ import threading
 import time
 
 from edge_sdk.errors import EdgeError, ServerBusy
-from edge_sdk.identity.enrolment import join
 from edge_sdk.identity.identity import load_identity
+from edge_sdk.network.enrolment import join
 from edge_sdk.network.transport import Transport
 from edge_sdk.wire.task import TaskSpec
 from server.relay import Relay

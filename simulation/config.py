@@ -14,8 +14,8 @@ from typing import Any, Literal, TypeVar
 
 import msgspec
 
+from edge_sdk.compute.execution import Quantization
 from edge_sdk.errors import ConfigError
-from edge_sdk.planning.execution import Quantization
 from edge_sdk.sketch import default_sketch_sizes
 from edge_sdk.wire.task import AggregationSpec, Sketching, TaskType, TrainingSpec
 from server.methods import method_of

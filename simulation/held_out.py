@@ -14,7 +14,7 @@ from edge_sdk.errors import DataError
 from simulation.work import Evaluation
 
 if TYPE_CHECKING:
-    from edge_sdk.training.scores import Score
+    from edge_sdk.model.scores import Score
 
 
 @dataclass(frozen=True, slots=True)

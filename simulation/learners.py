@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edge_sdk.compute.execution import Execution
 from edge_sdk.errors import ConfigError
+from edge_sdk.memory.heap import allocate_fast
 from edge_sdk.model.model_folder import read_model_shape, weights_digest
 from edge_sdk.model.model_shape import ModelShape
-from edge_sdk.planning.execution import Execution
 from edge_sdk.text.example import Example
-from edge_sdk.training.heap import allocate_fast
 from edge_sdk.wire.payload import Arrays, adapter_shapes
 from edge_sdk.wire.task import BaseModel, DenseSpec, LayerSpec, TaskSpec
 from server.methods.method import BaseChange, GlobalModel, global_scaling

@@ -6,11 +6,11 @@ from msgspec.structs import replace
 
 from edge_sdk.commands.plan import profile_machine
 from edge_sdk.errors import ConfigError
+from edge_sdk.memory.memory_guard import default_floor_bytes
 from edge_sdk.model.model_shape import ModelShape
 from edge_sdk.planning.cost import Budget, Workload
 from edge_sdk.planning.plan import make_plan, memory_budget
 from edge_sdk.planning.profiles import load_profile
-from edge_sdk.training.memory_guard import default_floor_bytes
 from edge_sdk.wire.task import LayerSpec
 from simulation.config import DeviceClass, RunConfig
 

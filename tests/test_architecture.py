@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -23,11 +24,11 @@ LIGHT_MODULES = [
     "edge_sdk.planning.microbenchmark",
     "edge_sdk.planning.calibration",
     "edge_sdk.planning.profiles",
-    "edge_sdk.identity.enrolment",
-    "edge_sdk.training.memory_guard",
+    "edge_sdk.network.enrolment",
+    "edge_sdk.memory.memory_guard",
     "edge_sdk.text.token_file",
     "edge_sdk.text.example",
-    "edge_sdk.lean.eligibility",
+    "edge_sdk.model.lean_eligibility",
     "edge_sdk.lean.memory_need",
     "edge_sdk.rounds.journal",
     "edge_sdk.client",
@@ -47,7 +48,7 @@ TRAINING_MODULES = [
     "edge_sdk.lean.base",
 ]
 SERVER_MAY_IMPORT = {
-    "edge_sdk.identity.enrolment",  # a relay is a device of its upstream server
+    "edge_sdk.network.enrolment",  # a relay is a device of its upstream server
     "edge_sdk.errors",
     "edge_sdk.identity.identity",
     "edge_sdk.model.model_folder",
@@ -69,14 +70,14 @@ SERVER_MAY_IMPORT = {
 }
 PURE = [
     "edge_sdk/sketch.py",
-    "edge_sdk/planning/execution.py",
-    "edge_sdk/planning/rates.py",
+    "edge_sdk/compute/execution.py",
+    "edge_sdk/compute/rates.py",
     "edge_sdk/general/step_time.py",
     "edge_sdk/general/memory_need.py",
     "edge_sdk/planning/cost.py",
     "edge_sdk/planning/plan.py",
     "edge_sdk/text/example.py",
-    "edge_sdk/lean/eligibility.py",
+    "edge_sdk/model/lean_eligibility.py",
     "edge_sdk/lean/memory_need.py",
     "edge_sdk/model/model_shape.py",
     "edge_sdk/wire/credentials.py",
@@ -121,6 +122,17 @@ def test_public_names_import_without_torch():
         [sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True
     )
     assert done.stdout.strip() == "False"
+
+
+def test_no_packages_of_the_sdk_import_each_other():
+    """A stranger can read them from the ground up, one after the other."""
+    above: dict[str, set[str]] = {}
+    for file in (ROOT / "edge_sdk").rglob("*.py"):
+        part = file.relative_to(ROOT / "edge_sdk").parts[0].removesuffix(".py")
+        named = {name.split(".")[1] for name in _imports(file) if name.startswith("edge_sdk.")}
+        above.setdefault(part, set()).update(named - {part})
+    del above["__init__"]  # hands public names on, each on its first use
+    assert len(list(TopologicalSorter(above).static_order())) >= len(above)
 
 
 def test_server_source_names_nothing_heavy_even_inside_functions():

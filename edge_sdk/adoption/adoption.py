@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from edge_sdk.adoption.adapter_source import AdapterSource
 from edge_sdk.adoption.base_alone import base_alone
 from edge_sdk.adoption.gate import Verdict, judge
-from edge_sdk.adoption.held_out import MOST_SCORED
 from edge_sdk.adoption.kept_adapters import Kept, KeptAdapters
 from edge_sdk.adoption.personal import train_personal
 from edge_sdk.errors import (
@@ -20,11 +19,12 @@ from edge_sdk.errors import (
     NotFeasible,
     OutOfMemory,
 )
+from edge_sdk.text.held_out import MOST_SCORED
 from edge_sdk.wire.messages import MAX_LOSS, EvaluationReport
 from edge_sdk.wire.payload import Arrays
 
 if TYPE_CHECKING:
-    from edge_sdk.rounds.participation import Participation
+    from edge_sdk.training.participation import Participation
 
 log = logging.getLogger("edge_sdk")
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
-from edge_sdk.adoption.held_out import FEWEST
 from edge_sdk.errors import ConfigError
-from edge_sdk.training.scores import Score
+from edge_sdk.model.scores import Score
+from edge_sdk.text.held_out import FEWEST
 
 STANDARD_ERRORS = 2.0
 """By how many of them a mean must be worse to be no chance."""

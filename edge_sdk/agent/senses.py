@@ -17,11 +17,11 @@ from typing import Protocol, TypeVar
 
 import psutil
 
+from edge_sdk.memory.memory_guard import free_memory
 from edge_sdk.sensors.commands import run_command
 from edge_sdk.sensors.network import read_metered
 from edge_sdk.sensors.power import read_power
 from edge_sdk.sensors.thermal import read_temperature
-from edge_sdk.training.memory_guard import free_memory
 
 _SLOW_S = {"metered": 10.0, "disk": 10.0, "power": 0.5, "temperature": 0.5, "input": 2.0}
 _BY_PROGRAM = ("metered", "input")

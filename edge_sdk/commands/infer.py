@@ -11,8 +11,8 @@ from typing import Any, Literal, cast, get_args
 
 from rich.console import Console
 
+from edge_sdk.compute.execution import Quantization
 from edge_sdk.errors import ConfigError
-from edge_sdk.planning.execution import Quantization
 
 Engine = Literal["onnx", "torch"]
 

@@ -11,15 +11,16 @@ from typing import Any, get_args
 from rich.console import Console
 from rich.table import Table
 
+from edge_sdk.compute.execution import Execution, Quantization
+from edge_sdk.compute.rates import profile_rates
 from edge_sdk.errors import ConfigError
+from edge_sdk.memory.memory_guard import default_floor_bytes
 from edge_sdk.model.model_folder import config_digest, find_model, read_model_shape
 from edge_sdk.planning.allowance import Allowance
 from edge_sdk.planning.cost import Budget, Machine, Workload
-from edge_sdk.planning.execution import Execution, Quantization
 from edge_sdk.planning.local_plan import LocalPlanner
 from edge_sdk.planning.plan import Plan, make_plan, memory_budget
 from edge_sdk.planning.profiles import DeviceProfile, load_profile
-from edge_sdk.planning.rates import profile_rates
 from edge_sdk.quantities import (
     format_bytes,
     format_seconds,
@@ -28,7 +29,6 @@ from edge_sdk.quantities import (
     parse_seconds,
 )
 from edge_sdk.sketch import default_sketch_sizes
-from edge_sdk.training.memory_guard import default_floor_bytes
 from edge_sdk.wire.task import TaskType
 
 _LIMITS = {

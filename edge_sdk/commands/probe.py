@@ -9,10 +9,10 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
+from edge_sdk.compute.rates import Rates
 from edge_sdk.device import DeviceReport, probe
 from edge_sdk.errors import DeviceError
 from edge_sdk.planning.microbenchmark import known_rates, measure_rates
-from edge_sdk.planning.rates import Rates
 from edge_sdk.quantities import format_bytes
 from edge_sdk.sensors.reading import Reading
 

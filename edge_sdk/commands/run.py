@@ -19,7 +19,7 @@ from edge_sdk.client import EdgeClient
 from edge_sdk.commands.plan import read_allowance
 from edge_sdk.commands.token_options import read_token
 from edge_sdk.errors import EdgeError
-from edge_sdk.identity.leaving import leave
+from edge_sdk.network.leaving import leave
 from edge_sdk.quantities import format_bytes, format_seconds
 
 _DOING: dict[State, str] = {

@@ -12,16 +12,16 @@ import torch
 import transformers
 from torch import nn
 
+from edge_sdk.compute.execution import Quantization
 from edge_sdk.device import has_native_bf16
 from edge_sdk.errors import ModelError, WrongBaseModel
 from edge_sdk.general.loaded_model import LoadedModel
 from edge_sdk.general.narrow_linear import store_as_bf16
 from edge_sdk.general.trainee import GenericTrainee
+from edge_sdk.memory.heap import allocate_exactly, release_freed_memory
 from edge_sdk.model.model_folder import read_config
-from edge_sdk.planning.execution import Quantization
 from edge_sdk.text.example import Example
 from edge_sdk.text.tokenizer import LOAD_ERRORS, load_tokenizer, quiet_libraries
-from edge_sdk.training.heap import allocate_exactly, release_freed_memory
 from edge_sdk.wire.payload import Arrays
 from edge_sdk.wire.task import AdapterSpec, BaseModel
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
+from edge_sdk.compute.execution import Quantization
 from edge_sdk.errors import AdapterError, ConfigError, DataError, WrongBaseModel
 from edge_sdk.general.base_model import LoadedBase, load_base, verify_layers
 from edge_sdk.general.lora import attach, check_slices
 from edge_sdk.model.model_folder import class_names, weights_digest
 from edge_sdk.model.peft_folder import read_labels, read_peft_config, read_peft_tensors
-from edge_sdk.planning.execution import Quantization
 from edge_sdk.sketch import lora_scaling
 from edge_sdk.text.tokenization import prompt_ids
 from edge_sdk.wire.payload import Arrays

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import torch
 
-from edge_sdk.planning.execution import Quantization
+from edge_sdk.compute.execution import Quantization
 from edge_sdk.wire.task import BaseModel
 
 

@@ -3,7 +3,7 @@
 The peak is that of loading the base or that of a training step. The terms count tensors that are
 alive at once, as PyTorch's autograd keeps them for the models of ``transformers``; that is the
 resident memory of a process whose freed blocks go back to the system, see
-:mod:`edge_sdk.training.heap`.
+:mod:`edge_sdk.memory.heap`.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import math
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 
+from edge_sdk.compute.execution import Execution, Quantization
 from edge_sdk.model.model_shape import FAMILIES, ModelShape
-from edge_sdk.planning.execution import Execution, Quantization
 from edge_sdk.wire.task import LayerSpec
 
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # 4 bits, double-quantized scales of 64 and 256

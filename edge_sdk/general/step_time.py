@@ -6,10 +6,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
+from edge_sdk.compute.execution import Execution
+from edge_sdk.compute.rates import Rates
 from edge_sdk.general.memory_need import activation_bytes, adapter_parameters, kept_bytes
 from edge_sdk.model.model_shape import ModelShape
-from edge_sdk.planning.execution import Execution
-from edge_sdk.planning.rates import Rates
 from edge_sdk.wire.task import LayerSpec
 
 FORWARD_TRAFFIC, BACKWARD_TRAFFIC = 3.0, 4.0

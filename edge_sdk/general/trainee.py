@@ -13,10 +13,10 @@ from edge_sdk.general.checkpointing import checkpointed_blocks
 from edge_sdk.general.loaded_model import LoadedModel
 from edge_sdk.general.lora import attach
 from edge_sdk.general.predictions import predict
+from edge_sdk.model.scores import Score
 from edge_sdk.sketch import Factors
 from edge_sdk.text.batches import Batch, collate
 from edge_sdk.text.example import Example
-from edge_sdk.training.scores import Score
 from edge_sdk.wire.payload import Arrays
 from edge_sdk.wire.task import AdapterSpec
 

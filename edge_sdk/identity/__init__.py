@@ -1,1 +1,1 @@
-"""Who this device is to its fleet: its key, its tokens, whom it trusts, how it comes and goes."""
+"""Who this device is to its fleet: its key, its tokens, whom it trusts."""

@@ -21,7 +21,7 @@ from edge_sdk.inference.graph import Graph
 from edge_sdk.inference.weight_file import WeightFile
 from edge_sdk.inference.weight_format import WeightFormat
 from edge_sdk.inference.weights import Weights
-from edge_sdk.lean.eligibility import why_not_lean
+from edge_sdk.model.lean_eligibility import why_not_lean
 from edge_sdk.model.model_folder import file_digest, read_config
 from edge_sdk.model.model_shape import read_shape
 from edge_sdk.wire.task import TaskType

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_sdk.lean.eligibility import rotation_kind, rotation_of
+from edge_sdk.model.lean_eligibility import rotation_kind, rotation_of
 
 Table = NDArray[np.float32]
 

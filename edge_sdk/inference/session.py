@@ -20,11 +20,11 @@ from edge_sdk.inference.runtime import Runtime
 from edge_sdk.inference.sampling import Sampler, Sampling, log_softmax
 from edge_sdk.inference.text import Pieces, TextTokenizer
 from edge_sdk.inference.weight_format import WeightFormat
+from edge_sdk.memory.heap import release_freed_memory
 from edge_sdk.model.model_folder import class_names, read_config
 from edge_sdk.model.model_shape import read_shape
 from edge_sdk.model.peft_folder import read_labels
 from edge_sdk.text.tokenization import prompt_ids
-from edge_sdk.training.heap import release_freed_memory
 from edge_sdk.wire.task import TaskType
 
 _PLAIN = Sampling()

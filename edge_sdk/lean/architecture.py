@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from edge_sdk.errors import ModelError
-from edge_sdk.lean.eligibility import rotation_kind, rotation_of
+from edge_sdk.model.lean_eligibility import rotation_kind, rotation_of
 from edge_sdk.model.model_shape import ModelShape, read_shape
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import platformdirs
 import torch
 
+from edge_sdk.compute.execution import ProductFormat, Quantization
 from edge_sdk.errors import WrongBaseModel
 from edge_sdk.lean.agreement import LEAST_COSINE, layer_agreement
 from edge_sdk.lean.architecture import Architecture, read_architecture
@@ -18,9 +19,8 @@ from edge_sdk.lean.memory_need import tokens_at_once
 from edge_sdk.lean.prepared import PreparedBase, Progress, open_prepared
 from edge_sdk.lean.ranks import Ranks
 from edge_sdk.lean.trainee import LeanTrainee
-from edge_sdk.planning.execution import ProductFormat, Quantization
+from edge_sdk.memory.heap import allocate_exactly, release_freed_memory
 from edge_sdk.text.example import Example
-from edge_sdk.training.heap import allocate_exactly, release_freed_memory
 from edge_sdk.wire.payload import Arrays
 from edge_sdk.wire.task import AdapterSpec
 

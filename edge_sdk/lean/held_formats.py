@@ -9,12 +9,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from edge_sdk.compute.execution import ProductFormat, Quantization
 from edge_sdk.errors import ModelError
 from edge_sdk.lean.frozen import FrozenMatrix, Int8Matrix, Nf4Matrix, PlainMatrix
 from edge_sdk.lean.nf4 import quantize_nf4
 from edge_sdk.lean.row_operations import NF4_BLOCK
 from edge_sdk.lean.tensor_file import Part, TensorSpec
-from edge_sdk.planning.execution import ProductFormat, Quantization
 
 _CHUNK = 1 << 20  # numbers converted at once
 _LARGEST_INT8 = 127

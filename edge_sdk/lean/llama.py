@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from edge_sdk.compute.execution import ProductFormat
 from edge_sdk.lean.architecture import Architecture
 from edge_sdk.lean.attention import PackedAttention
 from edge_sdk.lean.frozen import FrozenMatrix
@@ -28,7 +29,6 @@ from edge_sdk.lean.row_operations import (
 )
 from edge_sdk.lean.vocabulary_loss import vocabulary_loss
 from edge_sdk.lean.workspace import Workspace
-from edge_sdk.planning.execution import ProductFormat
 
 _QUERIES = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 _ATTENDED = ("self_attn.o_proj",)

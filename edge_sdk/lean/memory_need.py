@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
 
+from edge_sdk.compute.execution import Execution, Quantization
+from edge_sdk.compute.rates import Rates
 from edge_sdk.general.memory_need import MemoryNeed, activation_bytes, adapter_parameters
 from edge_sdk.model.model_shape import ModelShape
-from edge_sdk.planning.execution import Execution, Quantization
-from edge_sdk.planning.rates import Rates
 from edge_sdk.wire.task import LayerSpec
 
 TRAINED_BYTES = 20  # per trained number: as received, value, gradient, two moments

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from edge_sdk.compute.execution import ProductFormat, Quantization
 from edge_sdk.errors import ConfigError
 from edge_sdk.files.one_writer import one_writer
 from edge_sdk.lean.frozen import FrozenMatrix
@@ -21,7 +22,6 @@ from edge_sdk.lean.tensor_file import (
     TensorSpec,
     write_tensors,
 )
-from edge_sdk.planning.execution import ProductFormat, Quantization
 
 _FORMAT_VERSION = "1"
 _DIGEST_LETTERS = 32

@@ -11,8 +11,8 @@ from typing import Any
 from torch import Tensor
 
 from edge_sdk.errors import ModelError
-from edge_sdk.lean.eligibility import why_not_lean
 from edge_sdk.lean.tensor_file import MappedFile, TensorSpec
+from edge_sdk.model.lean_eligibility import why_not_lean
 from edge_sdk.model.model_folder import config_digest, read_config
 from edge_sdk.model.model_shape import ModelShape, read_shape
 

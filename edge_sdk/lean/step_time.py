@@ -6,12 +6,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from edge_sdk.compute.execution import Execution
+from edge_sdk.compute.rates import Rates
 from edge_sdk.general.memory_need import activation_bytes, adapter_parameters
 from edge_sdk.general.step_time import StepTime
 from edge_sdk.lean.memory_need import outer_bytes, tokens_at_once
 from edge_sdk.model.model_shape import ModelShape
-from edge_sdk.planning.execution import Execution
-from edge_sdk.planning.rates import Rates
 from edge_sdk.wire.task import LayerSpec
 
 LOSS_ROWS = 1024  # places that predict something, for which the head is widened once

@@ -9,9 +9,9 @@ from torch import nn
 from edge_sdk.lean.llama import Llama
 from edge_sdk.lean.packing import micro_batches, pack
 from edge_sdk.lean.ranks import Ranks
+from edge_sdk.model.scores import Score
 from edge_sdk.sketch import Factors
 from edge_sdk.text.example import Example
-from edge_sdk.training.scores import Score
 from edge_sdk.wire.payload import Arrays
 
 

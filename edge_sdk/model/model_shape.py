@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edge_sdk.errors import ConfigError, ModelError
-from edge_sdk.lean.eligibility import why_not_lean
+from edge_sdk.model.lean_eligibility import why_not_lean
 from edge_sdk.wire.task import DenseSpec, LayerSpec, TaskType
 
 _LLAMA_LIKE = frozenset({"llama", "mistral", "qwen2", "qwen3", "smollm3", "gemma", "gemma2"})

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from edge_sdk.compute.execution import Quantization
 from edge_sdk.errors import ConfigError
-from edge_sdk.planning.execution import Quantization
 
 QUANTIZATIONS: tuple[Quantization, ...] = ("nf4", "int8", "bf16", "fp32")
 """Number formats in the order a plan prefers them: a fleet should hold the same base."""

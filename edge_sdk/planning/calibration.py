@@ -7,10 +7,10 @@ from typing import get_args
 
 import msgspec
 
+from edge_sdk.compute.execution import Quantization
 from edge_sdk.errors import StorageError
 from edge_sdk.files.whole_file import write_whole
 from edge_sdk.planning.cost import Correction, Cost
-from edge_sdk.planning.execution import Quantization
 from edge_sdk.wire.typed_json import decode_json
 
 _FILE = "calibration.json"

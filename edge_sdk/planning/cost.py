@@ -6,14 +6,14 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from edge_sdk.compute.execution import Execution, Quantization
+from edge_sdk.compute.rates import Rates
 from edge_sdk.errors import ConfigError
 from edge_sdk.general.memory_need import MemoryNeed, memory_need
 from edge_sdk.general.step_time import StepTime, step_time
 from edge_sdk.lean.memory_need import lean_memory_need, tokens_at_once
 from edge_sdk.lean.step_time import lean_step_time
 from edge_sdk.model.model_shape import ModelShape
-from edge_sdk.planning.execution import Execution, Quantization
-from edge_sdk.planning.rates import Rates
 from edge_sdk.sketch import check_sizes
 from edge_sdk.wire.task import LayerSpec, UpdateEncoding
 from edge_sdk.wire.update_body import update_data_bytes

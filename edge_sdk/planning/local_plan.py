@@ -8,16 +8,16 @@ from pathlib import Path
 
 import psutil
 
+from edge_sdk.compute.rates import Rates
 from edge_sdk.device import DeviceReport, fingerprint, probe
 from edge_sdk.errors import DeviceError, StorageError
+from edge_sdk.memory.memory_guard import default_floor_bytes
 from edge_sdk.network.link import load_link
 from edge_sdk.planning.allowance import Allowance
 from edge_sdk.planning.calibration import Calibration
 from edge_sdk.planning.cost import Budget, Machine, Workload, cost_of
 from edge_sdk.planning.microbenchmark import known_rates, library_versions, measure_rates
 from edge_sdk.planning.plan import Plan, make_plan, memory_budget
-from edge_sdk.planning.rates import Rates
-from edge_sdk.training.memory_guard import default_floor_bytes
 
 log = logging.getLogger("edge_sdk")
 

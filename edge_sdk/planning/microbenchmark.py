@@ -12,10 +12,10 @@ from pathlib import Path
 import msgspec
 import platformdirs
 
+from edge_sdk.compute.rates import Rates, assumed_rates
 from edge_sdk.device import DeviceReport, fingerprint
 from edge_sdk.errors import DeviceError
 from edge_sdk.files.whole_file import write_whole
-from edge_sdk.planning.rates import Rates, assumed_rates
 from edge_sdk.wire.typed_json import decode_json
 
 _LIBRARIES = ("edge-sdk", "torch", "transformers", "bitsandbytes")

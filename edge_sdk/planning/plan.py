@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 
+from edge_sdk.compute.execution import Execution, ProductFormat, Quantization
 from edge_sdk.errors import NotFeasible
 from edge_sdk.planning.cost import Budget, Cost, Machine, Workload, cost_of
-from edge_sdk.planning.execution import Execution, ProductFormat, Quantization
 from edge_sdk.quantities import format_bytes, format_seconds
 
 SHARE_OF_FREE_MEMORY = 0.7  # without a stated budget, the rest stays with the owner

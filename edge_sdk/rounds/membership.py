@@ -21,10 +21,10 @@ from edge_sdk.errors import (
     ServerUnreachable,
     WrongBaseModel,
 )
-from edge_sdk.identity.enrolment import join
 from edge_sdk.identity.identity import Identity, default_state_folder
 from edge_sdk.model.model_folder import find_model, weights_digest
 from edge_sdk.model.peft_folder import write_peft_folder
+from edge_sdk.network.enrolment import join
 from edge_sdk.network.transport import Transport
 from edge_sdk.planning.allowance import Allowance
 from edge_sdk.rounds.journal import Journal, journal_folder

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edge_sdk.adoption.held_out import SHARE as HELD_OUT_SHARE
 from edge_sdk.device import peak_rss_bytes
 from edge_sdk.errors import (
     ConfigError,
@@ -36,6 +35,7 @@ from edge_sdk.rounds.error_feedback import ErrorFeedback, read_ranks
 from edge_sdk.rounds.journal import Journal, KeptUpdate, work_id
 from edge_sdk.rounds.membership import Membership
 from edge_sdk.sketch import Indices
+from edge_sdk.text.held_out import SHARE as HELD_OUT_SHARE
 from edge_sdk.training.progress import Steps
 from edge_sdk.wire.messages import (
     Assignment,
@@ -57,9 +57,9 @@ from edge_sdk.wire.update_body import encode_update
 
 if TYPE_CHECKING:
     from edge_sdk.adoption.adoption import Adoption
-    from edge_sdk.rounds.participation import Participation
     from edge_sdk.training.local_steps import LocalResult
     from edge_sdk.training.local_trainer import LocalTrainer
+    from edge_sdk.training.participation import Participation
 
 log = logging.getLogger("edge_sdk")
 
@@ -257,8 +257,8 @@ class RoundLoop:
         self, task: TaskSpec, planner: LocalPlanner, trainer: LocalTrainer
     ) -> Participation:
         """Plan for the examples as they are, and load the base as the plan says."""
-        from edge_sdk.rounds.participation import Participation
         from edge_sdk.training.local_trainer import describe
+        from edge_sdk.training.participation import Participation
 
         if self._held_out_share and not trainer.held_out:
             log.warning("too few examples to hold some out: new versions are used untried")

@@ -1,1 +1,1 @@
-"""The local steps of a round on this device, within the memory they were given."""
+"""The local steps of a round on this device, and the speed of what they use."""

@@ -1,7 +1,7 @@
 """How fast the kernels of training run here, and how large the libraries that hold them are.
 
 ``python -m edge_sdk.training.kernel_rates THREADS`` prints the
-:class:`~edge_sdk.planning.rates.Rates` as JSON. It is a process of its own because its memory is
+:class:`~edge_sdk.compute.rates.Rates` as JSON. It is a process of its own because its memory is
 part of what is measured, and because a kernel built for another device may end it. What the
 hand-written passes use is measured first: their process never imports the libraries of the general
 trainer.
@@ -12,15 +12,16 @@ from __future__ import annotations
 import sys
 import time
 from dataclasses import replace
+from importlib import import_module
 
 import msgspec
 import torch
 
+from edge_sdk.compute.rates import Rates, assumed_rates
 from edge_sdk.device import has_native_bf16
-from edge_sdk.lean.kernel_rates import fastest_s, measure_lean
-from edge_sdk.lean.kernels import lean_warm_up
-from edge_sdk.planning.rates import Rates, assumed_rates
-from edge_sdk.training.heap import allocate_exactly
+from edge_sdk.memory.heap import allocate_exactly
+from edge_sdk.training.lean_kernel_rates import fastest_s, measure_lean
+from edge_sdk.training.lean_kernels import lean_warm_up
 
 _ROWS, _FEW_ROWS, _IN, _OUT = 256, 16, 768, 2048
 _HOPELESS = 0.5  # of the rate of fp32 on few rows: bf16 is then not measured on many
@@ -36,7 +37,7 @@ def main() -> int:
 
 def measure(threads: int) -> Rates:
     """Run every kernel on as many threads as training will have."""
-    import edge_sdk.cli  # noqa: F401 - its memory is part of a device's process
+    import_module("edge_sdk.cli")  # its memory is part of that of a device
 
     allocate_exactly()
     lean_warm_up("wide", threads)  # what it imports is not what is timed
@@ -47,7 +48,7 @@ def measure(threads: int) -> Rates:
     rates = replace(rates, lean=measure_lean(rates.half_rate_rows, compute))
     lean_s = time.perf_counter() - started
 
-    from edge_sdk.general.rates import measure_generic  # only now: it imports transformers
+    from edge_sdk.training.general_rates import measure_generic  # only now: it imports transformers
 
     rates = measure_generic(rates)
     return replace(rates, measured_s=rates.measured_s + lean_s)

@@ -11,11 +11,11 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from edge_sdk.compute.execution import Quantization
 from edge_sdk.errors import ModelError
 from edge_sdk.general.base_model import LoadedBase
 from edge_sdk.general.narrow_linear import NarrowLinear
 from edge_sdk.model.model_shape import read_shape
-from edge_sdk.planning.execution import Quantization
 from edge_sdk.text.example import Example
 from edge_sdk.training.local_steps import train_round
 from edge_sdk.wire.payload import adapter_shapes

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from edge_sdk.errors import LossDiverged, OutOfMemory, TrainingError
 from edge_sdk.general.lora import check_slices
+from edge_sdk.memory.memory_guard import is_out_of_memory
+from edge_sdk.model.scores import Score
 from edge_sdk.sketch import Factors, sketched_scaling
 from edge_sdk.text.example import Example
-from edge_sdk.training.memory_guard import is_out_of_memory
 from edge_sdk.training.optimizers import SGD, AdamW, Optimizer
 from edge_sdk.training.progress import Progress, Steps
-from edge_sdk.training.scores import Score
 from edge_sdk.wire.payload import Arrays
 from edge_sdk.wire.task import AdapterSpec, TrainingSpec
 

@@ -8,20 +8,20 @@ import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from edge_sdk.adoption.held_out import held_out
+from edge_sdk.compute.execution import ProductFormat, Quantization
 from edge_sdk.device import peak_rss_bytes
 from edge_sdk.errors import DataError, ModelError, OutOfMemory
-from edge_sdk.planning.execution import ProductFormat, Quantization
+from edge_sdk.memory.heap import allocate_exactly, release_freed_memory
+from edge_sdk.memory.memory_guard import MemoryGuard, is_out_of_memory
+from edge_sdk.model.scores import Score
 from edge_sdk.planning.plan import Plan
 from edge_sdk.quantities import format_bytes
 from edge_sdk.sketch import sketched_scaling
 from edge_sdk.text.example import Example
+from edge_sdk.text.held_out import held_out
 from edge_sdk.text.token_file import tokenized_examples
-from edge_sdk.training.heap import allocate_exactly, release_freed_memory
 from edge_sdk.training.local_steps import LocalResult, Pull, TrainableBase, train_round
-from edge_sdk.training.memory_guard import MemoryGuard, is_out_of_memory
 from edge_sdk.training.progress import Progress, Steps
-from edge_sdk.training.scores import Score
 from edge_sdk.training.trainable_base import load_trainable, warm_up_for
 from edge_sdk.wire.messages import Assignment
 from edge_sdk.wire.payload import Arrays

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import torch
 
+from edge_sdk.compute.execution import Execution
 from edge_sdk.errors import ModelError
 from edge_sdk.lean.base import open_lean_base
-from edge_sdk.lean.eligibility import why_not_lean
-from edge_sdk.lean.kernels import lean_warm_up
+from edge_sdk.model.lean_eligibility import why_not_lean
 from edge_sdk.model.model_folder import read_config
-from edge_sdk.planning.execution import Execution
+from edge_sdk.training.lean_kernels import lean_warm_up
 from edge_sdk.training.local_steps import TrainableBase
 from edge_sdk.wire.task import BaseModel
 

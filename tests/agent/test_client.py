@@ -20,7 +20,7 @@ from edge_sdk.agent.policy import Policy
 from edge_sdk.agent.status import read_status
 from edge_sdk.client import EdgeClient
 from edge_sdk.errors import AlreadyRunning, ConfigError
-from edge_sdk.identity.enrolment import join
+from edge_sdk.network.enrolment import join
 from tests.agent.scripted import cpu_s, create_task, wait_for_status, wait_for_training
 from tests.numpy_device import wait_for
 from tests.processes import ServerProcess

@@ -20,9 +20,9 @@ from edge_sdk.errors import (
     RolledBack,
     UnknownKey,
 )
-from edge_sdk.identity.enrolment import join
 from edge_sdk.identity.trust import load_trust
 from edge_sdk.model.model_folder import weights_digest
+from edge_sdk.network.enrolment import join
 from edge_sdk.network.transport import Transport
 from edge_sdk.wire.manifest import Manifest, Pointer, Signed, canonical, open_signed
 from edge_sdk.wire.messages import decode_message

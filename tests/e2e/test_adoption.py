@@ -21,10 +21,10 @@ from edge_sdk.errors import AdapterError, NotFeasible, ServerUnreachable
 from edge_sdk.model.model_folder import weights_digest
 from edge_sdk.model.peft_folder import read_peft_tensors
 from edge_sdk.planning.allowance import Allowance
-from edge_sdk.rounds.participation import Participation
 from edge_sdk.rounds.round_loop import RoundLoop
 from edge_sdk.training import local_trainer
 from edge_sdk.training.local_steps import train_round
+from edge_sdk.training.participation import Participation
 from edge_sdk.wire import payload
 from edge_sdk.wire.messages import CheckIn, UpdateReport, encode_message
 from edge_sdk.wire.task import BaseModel, RoundPolicy, TaskSpec, TrainingSpec
@@ -371,7 +371,7 @@ def test_a_device_that_cannot_afford_all_ranks_uses_the_global_adapter(
         raise NotFeasible("not even k = 8 fits")
 
     phone = make_phone(personal=True)
-    monkeypatch.setattr("edge_sdk.rounds.participation.make_plan", refuse)
+    monkeypatch.setattr("edge_sdk.training.participation.make_plan", refuse)
     world.publish(phone.good_update())
     phone.adoption.look()
     assert phone.version == 1

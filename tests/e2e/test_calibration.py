@@ -9,10 +9,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from edge_sdk.compute.rates import assumed_rates
 from edge_sdk.device import probe
 from edge_sdk.planning import microbenchmark
 from edge_sdk.planning.allowance import Allowance
-from edge_sdk.planning.rates import assumed_rates
 from edge_sdk.rounds.round_loop import RoundLoop
 from tests.processes import ServerProcess, start_device
 from tests.tiny_model import write_jsonl

@@ -15,9 +15,9 @@ import torch
 import edge_sdk.training.local_trainer
 import edge_sdk.training.trainable_base
 from edge_sdk.errors import OutOfMemory
+from edge_sdk.memory.memory_guard import MemoryGuard
 from edge_sdk.planning.allowance import Allowance
 from edge_sdk.rounds.round_loop import RoundLoop
-from edge_sdk.training.memory_guard import MemoryGuard
 from tests.faults.conftest import LAST_STEP, R, ThirstyTask
 from tests.numpy_device import NumpyDevice, enrol_one
 

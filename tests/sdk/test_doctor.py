@@ -24,8 +24,8 @@ from edge_sdk.doctor.folder_checks import check_folder
 from edge_sdk.doctor.server_checks import check_server
 from edge_sdk.doctor.trial import try_library
 from edge_sdk.identity.device_key import make_private_key
-from edge_sdk.identity.enrolment import join
 from edge_sdk.identity.identity import Identity, save_identity
+from edge_sdk.network.enrolment import join
 from tests.processes import ServerProcess
 
 BROKEN = "tests.sdk.broken_library"

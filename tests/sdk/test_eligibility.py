@@ -7,7 +7,7 @@ from copy import deepcopy
 import pytest
 import transformers
 
-from edge_sdk.lean.eligibility import why_not_lean
+from edge_sdk.model.lean_eligibility import why_not_lean
 from edge_sdk.model.model_folder import read_config
 from tests.sdk.lean_parts import FAMILIES, save_family
 

@@ -9,8 +9,8 @@ import pytest
 
 from edge_sdk.cli import main
 from edge_sdk.errors import BadProof, ConfigError, NotAuthorized, ServerUnreachable
-from edge_sdk.identity.enrolment import change_key, join
 from edge_sdk.identity.identity import load_identity, load_joining, save_identity
+from edge_sdk.network.enrolment import change_key, join
 from edge_sdk.network.http_link import HttpLink
 from edge_sdk.network.transport import Transport
 from server.auth import make_enrolment_token

@@ -7,7 +7,7 @@ import pytest
 
 from edge_sdk.adoption.gate import judge
 from edge_sdk.errors import ConfigError
-from edge_sdk.training.scores import Score
+from edge_sdk.model.scores import Score
 
 
 def scores(losses, rights=None) -> list[Score]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edge_sdk.adoption.held_out import FEWEST, held_out
 from edge_sdk.errors import ConfigError
 from edge_sdk.text.example import Example
+from edge_sdk.text.held_out import FEWEST, held_out
 
 KEPT = [0, 7, 30, 35, 42, 77, 82, 84, 87, 93, 95, 109, 124, 138, 141, 160, 181]
 

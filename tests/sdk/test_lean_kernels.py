@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from edge_sdk.errors import ModelError
-from edge_sdk.lean import kernels, products
+from edge_sdk.lean import products
 from edge_sdk.lean.frozen import Nf4Matrix
-from edge_sdk.lean.kernels import lean_warm_up, tiny_lean_round, why_integers_unusable
 from edge_sdk.lean.products import IntegerProducts
+from edge_sdk.training import lean_kernels
+from edge_sdk.training.lean_kernels import lean_warm_up, tiny_lean_round, why_integers_unusable
 
 
 def test_products_of_integers_are_right_on_this_machine():
@@ -73,7 +74,7 @@ def test_kernel_that_fails_is_reported_with_the_first_line_of_its_message(monkey
     def fail(*args: object, **named: object) -> None:
         raise RuntimeError("no such instruction\nmore than anybody wants to read")
 
-    monkeypatch.setattr(kernels.IntegerProducts, "forward", fail)
+    monkeypatch.setattr(lean_kernels.IntegerProducts, "forward", fail)
     assert why_integers_unusable() == "no such instruction"
 
 
@@ -86,7 +87,7 @@ def test_tiny_round_times_every_step_but_the_first():
 def test_benchmark_of_the_hand_written_passes_imports_no_library_of_the_general_trainer():
     script = (
         "import sys, torch; torch.set_num_threads(1)\n"
-        "from edge_sdk.lean.kernel_rates import measure_lean\n"
+        "from edge_sdk.training.lean_kernel_rates import measure_lean\n"
         "rates = measure_lean(20.0, torch.float32)\n"
         "assert min(rates.nf4_widened_per_s, rates.int8_widened_per_s) > 1e6, rates\n"
         "assert min(rates.bf16_widened_per_s, rates.nf4_to_int8_per_s) > 1e6, rates\n"

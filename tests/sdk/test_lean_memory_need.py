@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from edge_sdk.compute.execution import Execution
 from edge_sdk.general.memory_need import MemoryNeed, adapter_parameters
 from edge_sdk.lean.agreement import layer_agreement
 from edge_sdk.lean.architecture import read_architecture
@@ -28,7 +29,6 @@ from edge_sdk.lean.prepared import open_prepared
 from edge_sdk.lean.ranks import Ranks
 from edge_sdk.model.model_folder import read_config
 from edge_sdk.model.model_shape import ModelShape, read_shape
-from edge_sdk.planning.execution import Execution
 from edge_sdk.text.example import Example
 from edge_sdk.wire.payload import adapter_shapes
 from edge_sdk.wire.task import AdapterSpec

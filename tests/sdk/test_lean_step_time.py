@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
+from edge_sdk.compute.lean_rates import LeanRates
+from edge_sdk.compute.rates import Rates
 from edge_sdk.general.step_time import StepTime
-from edge_sdk.lean.rates import LeanRates
 from edge_sdk.lean.step_time import lean_step_time
 from edge_sdk.model.model_shape import ModelShape
-from edge_sdk.planning.rates import Rates
 from tests.sdk.workloads import INTEGER_RATES, RATES, execution, llama_shape
 
 LINEARS, PER_RANK, HEAD = 106_168_320, 305_280, 576 * 49152

@@ -10,8 +10,8 @@ import pytest
 from edge_sdk.agent.only_one import OnlyOne, is_agent_running
 from edge_sdk.cli import main
 from edge_sdk.errors import AlreadyRunning, Revoked
-from edge_sdk.identity.enrolment import join
 from edge_sdk.identity.identity import load_identity
+from edge_sdk.network.enrolment import join
 from edge_sdk.network.transport import Transport
 from server.auth import make_enrolment_token
 from server.settings import Settings

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edge_sdk.compute.rates import assumed_rates
 from edge_sdk.errors import ModelError, OutOfMemory, WrongBaseModel
 from edge_sdk.model.model_folder import read_model_shape
 from edge_sdk.planning.cost import Budget, Machine, Workload
 from edge_sdk.planning.plan import Plan, make_plan
-from edge_sdk.planning.rates import assumed_rates
 from edge_sdk.training.local_steps import train_round
 from edge_sdk.training.local_trainer import LocalTrainer, describe
 from edge_sdk.training.trainable_base import load_trainable
@@ -225,7 +225,7 @@ import sys
 from pathlib import Path
 from edge_sdk.training.local_trainer import LocalTrainer, tokenized_examples
 from edge_sdk.training.trainable_base import load_trainable, warm_up_for
-from edge_sdk.planning.execution import Execution
+from edge_sdk.compute.execution import Execution
 from edge_sdk.training.trainable_base import load_trainable
 from edge_sdk.training.local_steps import train_round
 from tests.sdk.parts import adapter_spec, causal_spec, random_arrays

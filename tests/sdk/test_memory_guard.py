@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from edge_sdk.errors import MemoryPressure, ModelError, OutOfMemory
-from edge_sdk.training.memory_guard import (
+from edge_sdk.memory.memory_guard import (
     MemoryGuard,
     choose_limit,
     default_floor_bytes,
     is_out_of_memory,
 )
-from edge_sdk.training.watchdog import RssWatchdog, resident_bytes
+from edge_sdk.memory.watchdog import RssWatchdog, resident_bytes
 
 ROOT = Path(__file__).parent.parent.parent
 MB = 1 << 20
@@ -27,10 +27,10 @@ linux_only = pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA lim
 PRELUDE = """
 import json, resource
 import numpy as np
-from edge_sdk.training.data_limit import DataLimit, read_usage
+from edge_sdk.memory.data_limit import DataLimit, read_usage
 from edge_sdk.device import peak_rss_bytes
-from edge_sdk.training.heap import release_freed_memory
-from edge_sdk.training.memory_guard import MemoryGuard, is_out_of_memory
+from edge_sdk.memory.heap import release_freed_memory
+from edge_sdk.memory.memory_guard import MemoryGuard, is_out_of_memory
 MB = 1 << 20
 def guard_of(budget):
     return MemoryGuard(budget, available=lambda: 1 << 40, floor_bytes=0, limit=DataLimit(budget))
@@ -334,7 +334,7 @@ def test_torch_out_of_budget_is_recognised_and_trains_on_with_less():
 @linux_only
 def test_linux_refuses_allocations_where_the_kernel_can():
     facts = in_child("""
-        from edge_sdk.training.memory_guard import choose_limit
+        from edge_sdk.memory.memory_guard import choose_limit
         before = limits()
         answer(kind=type(choose_limit(300 * MB)).__name__, restored=limits() == before)
     """)
@@ -360,7 +360,7 @@ def test_watchdog_raises_at_the_next_check_for_a_peak_that_is_over():
     facts = in_child("""
         import time
         from edge_sdk.errors import OutOfMemory
-        from edge_sdk.training.watchdog import RssWatchdog
+        from edge_sdk.memory.watchdog import RssWatchdog
         guard = MemoryGuard(
             300 * MB, available=lambda: 1 << 40, floor_bytes=0, limit=RssWatchdog(300 * MB)
         )

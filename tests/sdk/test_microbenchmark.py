@@ -9,12 +9,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from edge_sdk.compute.rates import Rates, assumed_rates
 from edge_sdk.device import DeviceReport, probe
 from edge_sdk.errors import DeviceError
 from edge_sdk.files.whole_file import write_whole
 from edge_sdk.planning import microbenchmark
 from edge_sdk.planning.microbenchmark import known_rates, library_versions, measure_rates
-from edge_sdk.planning.rates import Rates, assumed_rates
 from tests.sdk.workloads import RATES
 
 ROOT = Path(__file__).parent.parent.parent

@@ -11,10 +11,11 @@ import pytest
 from hypothesis import Phase, assume, given, settings
 from hypothesis import strategies as st
 
+from edge_sdk.compute.execution import Execution
+from edge_sdk.compute.rates import assumed_rates, profile_rates
 from edge_sdk.errors import ConfigError, EdgeError, NotFeasible, SketchError
 from edge_sdk.model.model_shape import read_shape
 from edge_sdk.planning.cost import TIME_MARGIN, Budget, Correction, Cost, Machine, Workload, cost_of
-from edge_sdk.planning.execution import Execution
 from edge_sdk.planning.plan import (
     NEGLIGIBLE,
     SHARE_OF_FREE_MEMORY,
@@ -24,7 +25,6 @@ from edge_sdk.planning.plan import (
     memory_budget,
     smaller_plan,
 )
-from edge_sdk.planning.rates import assumed_rates, profile_rates
 from tests.sdk.workloads import (
     BERT,
     INTEGER_MACHINE,

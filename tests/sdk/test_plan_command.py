@@ -13,12 +13,12 @@ import msgspec
 import pytest
 
 from edge_sdk.cli import main
+from edge_sdk.compute.rates import Rates
 from edge_sdk.device import probe
 from edge_sdk.files.whole_file import write_whole
 from edge_sdk.general.memory_need import MemoryNeed
 from edge_sdk.planning import microbenchmark
 from edge_sdk.planning.cost import TIME_MARGIN
-from edge_sdk.planning.rates import Rates
 from tests.sdk.workloads import BERT, LLAMA, RATES
 
 ROOT = Path(__file__).parent.parent.parent

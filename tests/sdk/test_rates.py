@@ -8,8 +8,8 @@ import msgspec
 import pytest
 
 from edge_sdk.commands.plan import profile_machine
+from edge_sdk.compute.rates import Rates, assumed_rates, profile_rates
 from edge_sdk.planning.profiles import load_profile, profile_names
-from edge_sdk.planning.rates import Rates, assumed_rates, profile_rates
 from tests.sdk.workloads import INTEGER_RATES, RATES
 
 

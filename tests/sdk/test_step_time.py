@@ -6,9 +6,9 @@ from dataclasses import asdict, replace
 
 import pytest
 
+from edge_sdk.compute.rates import Rates
 from edge_sdk.general.step_time import StepTime, step_time
 from edge_sdk.model.model_shape import ModelShape, read_shape
-from edge_sdk.planning.rates import Rates
 from tests.sdk.workloads import BERT, RATES, execution, llama_shape
 
 LINEARS = 106_168_320

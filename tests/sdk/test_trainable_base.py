@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from edge_sdk.compute.execution import Execution
 from edge_sdk.errors import ModelError
 from edge_sdk.general.base_model import LoadedBase
 from edge_sdk.lean.base import LeanBase
-from edge_sdk.planning.execution import Execution
 from edge_sdk.training.trainable_base import load_trainable, warm_up_for
 from tests.sdk.parts import causal_spec, classifier_spec
 from tests.tiny_model import save_tiny_neox

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from edge_sdk.lean.rates import LeanRates
+from edge_sdk.compute.execution import Execution
+from edge_sdk.compute.lean_rates import LeanRates
+from edge_sdk.compute.rates import Rates
 from edge_sdk.model.model_shape import ModelShape, read_shape
 from edge_sdk.planning.cost import Machine, Workload
-from edge_sdk.planning.execution import Execution
-from edge_sdk.planning.rates import Rates
 
 LLAMA: dict[str, Any] = {
     "model_type": "llama",

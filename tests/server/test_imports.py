@@ -26,7 +26,7 @@ def test_the_server_runs_without_training_code():
     assert of_the_sdk == {
         "edge_sdk.errors",
         "edge_sdk.lean",
-        "edge_sdk.lean.eligibility",
+        "edge_sdk.model.lean_eligibility",
         "edge_sdk.model.model_folder",
         "edge_sdk.model.model_shape",
         "edge_sdk.model.peft_folder",

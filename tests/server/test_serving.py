@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from edge_sdk.errors import ConfigError, ServerUnreachable
-from edge_sdk.identity.enrolment import join
+from edge_sdk.network.enrolment import join
 from edge_sdk.network.transport import Transport
 from server import serving
 from server.app import create_app

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from edge_sdk.errors import DataError
-from edge_sdk.training.scores import Score
+from edge_sdk.model.scores import Score
 from simulation.held_out import answered, predicted, read_questions
 from tests.tiny_model import write_jsonl
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from edge_sdk.lean.rates import LeanRates, assumed_lean_rates
-from edge_sdk.planning.execution import ProductFormat, Quantization
+from edge_sdk.compute.execution import ProductFormat, Quantization
+from edge_sdk.compute.lean_rates import LeanRates, assumed_lean_rates
 
 Origin = Literal["measured", "assumed", "profile"]
 

@@ -8,15 +8,15 @@ from time import perf_counter
 import psutil
 import torch
 
+from edge_sdk.compute.lean_rates import LeanRates
 from edge_sdk.lean.frozen import FrozenMatrix, Int8Matrix, Nf4Matrix, PlainMatrix
-from edge_sdk.lean.kernels import tiny_lean_round, why_integers_unusable
 from edge_sdk.lean.native import library
 from edge_sdk.lean.nf4 import quantize_nf4
 from edge_sdk.lean.products import IntegerProducts, Operand
-from edge_sdk.lean.rates import LeanRates
 from edge_sdk.lean.row_operations import gate_backward, gate_forward
 from edge_sdk.lean.workspace import Workspace
-from edge_sdk.training.heap import release_freed_memory
+from edge_sdk.memory.heap import release_freed_memory
+from edge_sdk.training.lean_kernels import tiny_lean_round, why_integers_unusable
 
 _ROWS, _FEW_ROWS, _IN, _OUT = 256, 16, 768, 2048
 _FASTEST = 100e9  # numbers per second, where two times cannot be told apart

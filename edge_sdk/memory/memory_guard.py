@@ -13,10 +13,10 @@ from typing import Protocol
 import psutil
 
 from edge_sdk.errors import MemoryPressure, OutOfMemory
+from edge_sdk.memory.heap import release_freed_memory
+from edge_sdk.memory.watchdog import RssWatchdog
 from edge_sdk.quantities import format_bytes
 from edge_sdk.sensors.cgroups import MemoryLimit, cgroup_limits
-from edge_sdk.training.heap import release_freed_memory
-from edge_sdk.training.watchdog import RssWatchdog
 
 _FLOOR_BYTES = 256 << 20
 _FLOOR_SHARE, _LARGEST_FLOOR_SHARE = 0.05, 0.125
@@ -57,7 +57,7 @@ class BudgetLimit(Protocol):
 def choose_limit(budget_bytes: int) -> BudgetLimit:
     """Return the strictest limit this system can hold: refused allocations, else a watchdog."""
     if sys.platform == "linux":
-        from edge_sdk.training.data_limit import DataLimit, is_enforced
+        from edge_sdk.memory.data_limit import DataLimit, is_enforced
 
         if is_enforced():
             return DataLimit(budget_bytes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from edge_sdk.planning.execution import ProductFormat, Quantization
+from edge_sdk.compute.execution import ProductFormat, Quantization
 
 _ASSUMED_WIDENED = 0.8e9  # per core
 _ASSUMED_MOVED_BYTES = 4e9

@@ -8,10 +8,10 @@ from dataclasses import replace
 import torch
 import transformers
 
-from edge_sdk.lean.kernel_rates import fastest_s, resident_bytes
-from edge_sdk.planning.execution import Quantization
-from edge_sdk.planning.rates import Rates
+from edge_sdk.compute.execution import Quantization
+from edge_sdk.compute.rates import Rates
 from edge_sdk.training.kernels import TINY_LAYERS, tiny_round, why_unusable
+from edge_sdk.training.lean_kernel_rates import fastest_s, resident_bytes
 
 _IN, _OUT = 768, 2048
 _FRESH_BYTES = 16 << 20

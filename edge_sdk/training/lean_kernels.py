@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from edge_sdk.compute.execution import ProductFormat
 from edge_sdk.errors import ModelError
 from edge_sdk.lean.architecture import read_architecture
 from edge_sdk.lean.base import LeanBase
@@ -19,7 +20,6 @@ from edge_sdk.lean.nf4 import quantize_nf4
 from edge_sdk.lean.prepared import PreparedBase
 from edge_sdk.lean.products import IntegerProducts, Operand
 from edge_sdk.lean.workspace import Workspace
-from edge_sdk.planning.execution import ProductFormat
 from edge_sdk.text.example import Example
 from edge_sdk.training.local_steps import train_round
 from edge_sdk.wire.payload import adapter_shapes

@@ -36,8 +36,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from edge_sdk.training.heap import release_freed_memory
-from edge_sdk.training.watchdog import over_budget
+from edge_sdk.memory.heap import release_freed_memory
+from edge_sdk.memory.watchdog import over_budget
 
 MARGIN_BYTES = 8 << 20
 """Of the budget, held back for what nothing counts, and left for a step to begin with."""

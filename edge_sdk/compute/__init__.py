@@ -1,0 +1,1 @@
+"""How a device computes and how fast: what plans choose among and count with."""

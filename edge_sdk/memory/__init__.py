@@ -1,0 +1,1 @@
+"""Keep a process within the memory it was given."""
