@@ -1,1 +1,1 @@
-"""What keeps a device in a fleet while nobody looks: the journal of its work, and who runs it."""
+"""What keeps a device in its fleet while nobody looks: when it may train, and who runs it."""
