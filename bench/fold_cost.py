@@ -22,7 +22,7 @@ from edge_sdk.model.model_shape import read_shape
 from edge_sdk.sketch import draw_sketch
 from edge_sdk.wire.payload import adapter_shapes, encode, view
 from edge_sdk.wire.task import AdapterSpec, WireDtype
-from server.aggregation import RunningSum, WeightedUpdate
+from server.aggregation.weighted_mean import RunningSum, WeightedUpdate
 
 _TURNS = 15
 _UPDATES = 4

@@ -19,13 +19,13 @@ from edge_sdk.wire import payload
 from edge_sdk.wire.messages import CheckIn, UpdateReport, encode_message
 from edge_sdk.wire.task import TaskSpec
 from edge_sdk.wire.update_body import encode_update
-from server.access_store import DeviceRow
-from server.adapters import AdapterShelf
-from server.blobs import BlobFolder
-from server.coordinator import Coordinator
-from server.settings import Settings
-from server.sql_store import open_store
-from server.tasks import create_task
+from server.blobs.blobs import BlobFolder
+from server.rounds.adapters import AdapterShelf
+from server.rounds.coordinator import Coordinator
+from server.rounds.tasks import create_task
+from server.settings.settings import Settings
+from server.storage.access_store import DeviceRow
+from server.storage.sql_store import open_store
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,7 +26,7 @@ from edge_sdk.wire.task import (
     WireDtype,
 )
 from edge_sdk.wire.update_body import decode_update, encode_update, view_update
-from server.openapi_examples import message_examples
+from server.api.openapi_examples import message_examples
 
 _MESSAGES: tuple[type[object], ...] = (
     credentials.EnrolRequest,

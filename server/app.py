@@ -10,41 +10,41 @@ from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 
-from server import (
+from server import operating
+from server.access.auth import Gate
+from server.access.credentials import Credentials
+from server.access.key_ring import KeyRing
+from server.access.upload_quota import UploadQuota
+from server.api import (
     admin_api,
-    api,
     dashboard_api,
     entrance_api,
     evaluation_api,
     openapi,
-    operating,
     parts_api,
-    problems,
     registry_api,
+    round_api,
     staging_api,
 )
-from server.auth import Gate
-from server.blobs import Blobs
-from server.closer import Closer
-from server.collecting import Collecting
-from server.collector import Collector
-from server.coordinator import Clock, Coordinator
-from server.credentials import Credentials
-from server.evaluating import Evaluations
-from server.key_ring import KeyRing
-from server.overview import Overviews
-from server.rate_limits import RateLimit
-from server.refusals import Refusals
-from server.registry import Registry
-from server.relay import Relay
-from server.settings import Settings
+from server.blobs.blobs import Blobs
+from server.http import problems
+from server.http.rate_limits import RateLimit
+from server.http.tensor_threads import TensorThreads
+from server.operation.collecting import Collecting
+from server.operation.collector import Collector
+from server.operation.overview import Overviews
+from server.operation.refusals import Refusals
+from server.registry.evaluating import Evaluations
+from server.registry.registry import Registry
+from server.rounds.closer import Closer
+from server.rounds.coordinator import Clock, Coordinator
+from server.rounds.relay import Relay
+from server.settings.settings import Settings
 from server.state import open_state
-from server.store import Store
-from server.tensor_threads import TensorThreads
-from server.upload_quota import UploadQuota
+from server.storage.store import Store
 
 if TYPE_CHECKING:
-    from server.forwarder import Forwarder
+    from server.rounds.forwarder import Forwarder
 
 
 def create_app(settings: Settings, clock: Clock = time.time) -> FastAPI:
@@ -104,7 +104,7 @@ def _wire(settings: Settings, clock: Clock, store: Store, blobs: Blobs) -> FastA
         store, clock, app.state.refusals, settings.min_evaluating_devices
     )
     app.include_router(entrance_api.router)
-    app.include_router(api.router)
+    app.include_router(round_api.router)
     app.include_router(staging_api.router)
     app.include_router(parts_api.router)
     app.include_router(registry_api.router)
@@ -123,7 +123,7 @@ def _forwarder(
     """Return what makes this server a relay, if it is one; only then it loads an HTTP client."""
     if not settings.upstream:
         return None
-    from server.forwarder import Forwarder
+    from server.rounds.forwarder import Forwarder
 
     relay = Relay(store, blobs, clock, registry.catch_up, settings.poll_s)
     return Forwarder(relay, settings)

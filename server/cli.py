@@ -11,18 +11,20 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 
 from edge_sdk.errors import EdgeError
-from server import output, settings_command, task_command
-from server.access_command import AccessCommands
-from server.adapters import AdapterShelf
-from server.advice import advice
-from server.audit import local_user
-from server.backup_command import BackupCommands
-from server.registry_command import RegistryCommands
-from server.reports import round_reports, task_reports
-from server.settings import Settings
-from server.settings_sources import read_settings
+from server.access.audit import local_user
+from server.commands import output
+from server.commands import settings as settings_command
+from server.commands import task as task_command
+from server.commands.access import AccessCommands
+from server.commands.advice import advice
+from server.commands.backup import BackupCommands
+from server.commands.registry import RegistryCommands
+from server.operation.reports import round_reports, task_reports
+from server.rounds.adapters import AdapterShelf
+from server.rounds.tasks import create_task
+from server.settings.settings import Settings
+from server.settings.settings_sources import read_settings
 from server.state import open_state
-from server.tasks import create_task
 
 _SEED_BITS = 53
 
@@ -103,7 +105,7 @@ def _settings(args: argparse.Namespace) -> Settings:
 
 
 def _serve(args: argparse.Namespace) -> None:
-    from server import logs  # the other commands do without a web server
+    from server.operation import logs  # the other commands do without a web server
     from server.serving import serve
 
     gc.freeze()  # what was imported stays

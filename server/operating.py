@@ -6,16 +6,16 @@ from collections.abc import Callable
 
 from fastapi import FastAPI
 
-from server import operator_api
-from server.blobs import Blobs
-from server.exchanges import Exchanges
-from server.fleet_metrics import FleetMetrics
-from server.health import Health
-from server.logs import log_exchange
-from server.metrics import Metrics
-from server.request_ids import RequestIds
-from server.settings import Settings
-from server.store import Store
+from server.api import operator_api
+from server.blobs.blobs import Blobs
+from server.http.exchanges import Exchanges
+from server.http.request_ids import RequestIds
+from server.operation.fleet_metrics import FleetMetrics
+from server.operation.health import Health
+from server.operation.logs import log_exchange
+from server.operation.metrics import Metrics
+from server.settings.settings import Settings
+from server.storage.store import Store
 
 
 def install(

@@ -17,13 +17,13 @@ import uvicorn
 from fastapi import FastAPI
 
 from edge_sdk.errors import ConfigError
+from server.access.auth import has_enrolment_token
 from server.app import create_app
-from server.auth import has_enrolment_token
-from server.health import Health
 from server.heap import share_one_heap
-from server.patient_http import PatientHttp
-from server.settings import Settings
-from server.store import Store
+from server.http.patient_http import PatientHttp
+from server.operation.health import Health
+from server.settings.settings import Settings
+from server.storage.store import Store
 
 log = logging.getLogger(__name__)
 

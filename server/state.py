@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from edge_sdk.errors import ConfigError, StorageError
-from server.blobs import BlobFolder, Blobs
-from server.settings import Settings
-from server.sql_store import open_store
-from server.store import Store
+from server.blobs.blobs import BlobFolder, Blobs
+from server.settings.settings import Settings
+from server.storage.sql_store import open_store
+from server.storage.store import Store
 
 
 def open_state(settings: Settings) -> tuple[Store, Blobs]:
@@ -38,7 +38,7 @@ def open_blobs(settings: Settings) -> Blobs:
     if not settings.blob_url:
         return BlobFolder(settings.blob_folder)
     try:
-        from server.object_blobs import ObjectBlobs
+        from server.blobs.object_blobs import ObjectBlobs
     except ImportError as error:
         raise ConfigError("blob_url needs obstore: pip install edge-sdk[replicas]") from error
     return ObjectBlobs(settings.blob_url, settings.blob_endpoint, settings.state / "uploads")

@@ -18,7 +18,12 @@ from edge_sdk.wire import payload
 from edge_sdk.wire.payload import Arrays
 from edge_sdk.wire.task import TaskSpec
 from edge_sdk.wire.update_body import decode_update, encode_update
-from server.aggregation import WeightedUpdate, cut_slice, initial_adapter, update_weight
+from server.aggregation.weighted_mean import (
+    WeightedUpdate,
+    cut_slice,
+    initial_adapter,
+    update_weight,
+)
 from server.methods.base_change import rest_of
 from server.methods.cost import downlink_bytes
 from server.methods.error import aggregation_error

@@ -96,11 +96,6 @@ def _parent() -> subprocess.Popen[str]:
 def _serve() -> None:
     import gc
 
-    import server.app
-    import server.object_blobs
-    import server.postgres_engine
-    import server.serving  # noqa: F401
-
     gc.collect()
     gc.freeze()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # a process that has ended is gone at once

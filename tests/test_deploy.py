@@ -14,7 +14,7 @@ import yaml
 from packaging.requirements import Requirement
 
 from edge_sdk import cli
-from server.settings_sources import find_settings, setting_kinds, variable_of
+from server.settings.settings_sources import find_settings, setting_kinds, variable_of
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -16,8 +16,8 @@ from edge_sdk.cli import _parser as device_parser
 from edge_sdk.client import EdgeClient
 from edge_sdk.errors import by_code
 from server.cli import _build_parser as server_parser
-from server.settings import Settings
-from server.settings_sources import flag_of
+from server.settings.settings import Settings
+from server.settings.settings_sources import flag_of
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

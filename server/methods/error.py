@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_sdk.wire.task import TaskSpec
-from server.aggregation import WeightedUpdate
+from server.aggregation.weighted_mean import WeightedUpdate
 from server.methods.method import GlobalModel, Method, Trained, global_scaling, trained
 
 Matrix = NDArray[np.float64]

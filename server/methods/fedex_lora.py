@@ -12,7 +12,7 @@ import numpy as np
 
 from edge_sdk.wire.payload import Arrays
 from edge_sdk.wire.task import TaskSpec
-from server.aggregation import WeightedUpdate
+from server.aggregation.weighted_mean import WeightedUpdate
 from server.methods.base_change import Stack, folded_in
 from server.methods.method import GlobalModel, dense_means, global_scaling, narrowed, trained
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from edge_sdk.wire.payload import Arrays
 from edge_sdk.wire.task import TaskSpec
-from server.aggregation import WeightedUpdate
+from server.aggregation.weighted_mean import WeightedUpdate
 from server.methods.method import GlobalModel, Trained, dense_means, narrowed, trained
 
 _NONE = 1e-12  # a singular value below this share of the largest is rounding

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from edge_sdk.wire.task import TaskSpec
-from server.aggregation import WeightedUpdate, initial_adapter
+from server.aggregation.weighted_mean import WeightedUpdate, initial_adapter
 from server.methods.base_change import Stack, folded_in
 from server.methods.method import GlobalModel, dense_means, sketch_scaling, trained
 

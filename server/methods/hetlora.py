@@ -17,7 +17,7 @@ import numpy as np
 
 from edge_sdk.wire.payload import Arrays
 from edge_sdk.wire.task import TaskSpec
-from server.aggregation import WeightedUpdate
+from server.aggregation.weighted_mean import WeightedUpdate
 from server.methods.method import GlobalModel, Trained, dense_means, narrowed, trained
 
 

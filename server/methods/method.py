@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from edge_sdk.sketch import Factors, Indices, lora_scaling, sketched_scaling
 from edge_sdk.wire.payload import Arrays
 from edge_sdk.wire.task import AdapterSpec, TaskSpec
-from server.aggregation import WeightedUpdate, cut_slice
-from server.optimizer_state import State
+from server.aggregation.optimizer_state import State
+from server.aggregation.weighted_mean import WeightedUpdate, cut_slice
 
 BaseChange = Mapping[str, NDArray[np.float32]]
 """Layer name to what is added to its frozen weight, ``(d_out, d_in)``."""

@@ -17,11 +17,11 @@ import numpy as np
 
 from edge_sdk.sketch import Indices, draw_sketch
 from edge_sdk.wire.task import TaskSpec
-from server.aggregation import WeightedUpdate
-from server.balanced import balanced_sketch, balanced_spread
-from server.combining import combine
+from server.aggregation.combining import combine
+from server.aggregation.server_optimizers import step
+from server.aggregation.weighted_mean import WeightedUpdate
 from server.methods.method import GlobalModel, Turn
-from server.server_optimizers import step
+from server.rules.balanced import balanced_sketch, balanced_spread
 
 
 def sketch(spec: TaskSpec, k: int, turn: Turn) -> list[Indices]:

@@ -13,8 +13,8 @@ from edge_sdk.identity.device_key import DeviceKey, make_private_key
 from edge_sdk.wire import payload
 from edge_sdk.wire.proofs import access_statement, enrolment_statement
 from edge_sdk.wire.task import TaskSpec
-from server.auth import make_enrolment_token
-from server.settings import Settings
+from server.access.auth import make_enrolment_token
+from server.settings.settings import Settings
 from tests.contract.live import live_server
 from tests.server.tasks import BASE_DIGEST, Site, tiny_spec, update_body
 

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import requests
 
-from server.settings import Settings
+from server.settings.settings import Settings
 from tests.contract.live import live_server
 
 Operation = dict[str, Any]

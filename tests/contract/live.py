@@ -11,7 +11,7 @@ import uvicorn
 
 from server.app import create_app
 from server.serving import make_config
-from server.settings import Settings
+from server.settings.settings import Settings
 
 
 @contextmanager

@@ -11,10 +11,10 @@ import requests
 
 from edge_sdk.identity.device_key import DeviceKey, make_private_key
 from edge_sdk.wire.proofs import access_statement, key_change_statement, leave_statement
-from server.admins import create_admin, revoke_admin
-from server.auth import make_enrolment_token, revoke_device, revoke_enrolment_token
-from server.credentials import Credentials
-from server.settings import Settings
+from server.access.admins import create_admin, revoke_admin
+from server.access.auth import make_enrolment_token, revoke_device, revoke_enrolment_token
+from server.access.credentials import Credentials
+from server.settings.settings import Settings
 from tests.contract.conftest import Service
 from tests.contract.documented import operations
 from tests.contract.live import live_server

@@ -12,8 +12,8 @@ import requests
 from edge_sdk.errors import by_code
 from edge_sdk.wire import payload
 from edge_sdk.wire.messages import Problem, UpdateReport, decode_message, encode_message
-from server import sqlite_engine
-from server.problems import STATUS
+from server.http.problems import STATUS
+from server.storage import sqlite_engine
 from tests.contract.conftest import MAX_JSON_BYTES, Device
 from tests.contract.documented import is_announced
 from tests.server.tasks import random_arrays, update_body, wait_until

@@ -9,8 +9,8 @@ import pytest
 import requests
 
 from edge_sdk.wire.messages import decode_message
-from server import dashboard_api
-from server.overview_messages import Overview
+from server.api import dashboard_api
+from server.operation.overview_messages import Overview
 from tests.dashboard.access import admin_token
 
 FOLDER = Path(dashboard_api.__file__).with_name("dashboard")

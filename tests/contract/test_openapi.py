@@ -9,7 +9,7 @@ import requests
 from openapi_spec_validator import validate
 
 from edge_sdk.errors import by_code
-from server.problems import STATUS
+from server.http.problems import STATUS
 from tests.contract.documented import description, operations, problems_of
 
 PROTOCOL = Path(__file__).parents[2] / "docs" / "protocol.md"

@@ -11,9 +11,9 @@ import requests
 from prometheus_client.parser import text_string_to_metric_families
 
 from edge_sdk.wire.messages import Problem, decode_message
-from server.admins import create_admin
-from server.logs import JsonLines
-from server.settings import Settings
+from server.access.admins import create_admin
+from server.operation.logs import JsonLines
+from server.settings.settings import Settings
 from tests.contract.live import live_server
 from tests.server.tasks import wait_until
 
@@ -116,7 +116,7 @@ def test_a_failure_nobody_foresaw_is_found_in_the_log_by_the_id_of_its_answer(
     def fail(*_args):
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr("server.coordinator.Coordinator.tasks", fail)
+    monkeypatch.setattr("server.rounds.coordinator.Coordinator.tasks", fail)
     answer = device.call("GET", "/v1/tasks")
     assert (answer.status_code, answer.json()["code"]) == (500, "server_failed")
     (line,) = [line for line in log_lines() if "a bug" in line.get("exception", "")]

@@ -12,8 +12,8 @@ from edge_sdk.network.transport import Transport
 from edge_sdk.wire import payload
 from edge_sdk.wire.messages import CheckIn
 from edge_sdk.wire.update_body import update_limit
-from server.auth import make_enrolment_token
-from server.settings import Settings
+from server.access.auth import make_enrolment_token
+from server.settings.settings import Settings
 from tests.contract.conftest import Device, Service
 from tests.contract.live import live_server
 from tests.contract.test_api_errors import check_problem

@@ -27,8 +27,8 @@ from edge_sdk.network.transport import Transport
 from edge_sdk.wire.manifest import Manifest, Pointer, Signed, canonical, open_signed
 from edge_sdk.wire.messages import decode_message
 from edge_sdk.wire.task import BaseModel
-from server import registry_tables, tables
-from server.signing import make_key, replace_key
+from server.access.signing import make_key, replace_key
+from server.storage import registry_tables, tables
 from tests.contract.test_api import wait_for_state
 from tests.server.registries import Signer
 from tests.server.tasks import tiny_spec

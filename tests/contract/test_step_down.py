@@ -8,7 +8,7 @@ from edge_sdk.sketch import draw_sketch
 from edge_sdk.wire import payload
 from edge_sdk.wire.messages import CheckInReply, decode_message
 from edge_sdk.wire.task import AdapterSpec, LayerSpec
-from server.auth import make_enrolment_token
+from server.access.auth import make_enrolment_token
 from tests.contract.conftest import Device, Service
 from tests.contract.test_api import wait_for_state
 from tests.contract.test_api_errors import check_problem

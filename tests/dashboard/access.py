@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import secrets
 
-from server.access_store import Role
-from server.admins import create_admin
+from server.access.admins import create_admin
+from server.storage.access_store import Role
 from tests.server.tasks import Site
 
 

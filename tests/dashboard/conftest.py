@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import pytest
 
 from edge_sdk.wire.messages import EvaluationReport
-from server import access_tables
-from server.evaluating import Evaluations
-from server.settings import Settings
+from server.registry.evaluating import Evaluations
+from server.settings.settings import Settings
+from server.storage import access_tables
 from tests.contract.live import live_server
 from tests.dashboard.access import admin_token
 from tests.dashboard.chromium import Chromium, Page, chromium_path

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from edge_sdk.wire import payload
-from server.settings import Settings
+from server.settings.settings import Settings
 from tests.contract.live import live_server
 from tests.dashboard.access import admin_token
 from tests.dashboard.conftest import HOSTILE

@@ -28,8 +28,8 @@ from edge_sdk.training.participation import Participation
 from edge_sdk.wire import payload
 from edge_sdk.wire.messages import CheckIn, UpdateReport, encode_message
 from edge_sdk.wire.task import BaseModel, RoundPolicy, TaskSpec, TrainingSpec
-from server.auth import make_enrolment_token
-from server.settings import Settings
+from server.access.auth import make_enrolment_token
+from server.settings.settings import Settings
 from tests.contract.live import live_server
 from tests.sdk.parts import adapter_spec
 from tests.server.registries import Signer

@@ -13,11 +13,11 @@ from edge_sdk.identity.identity import Identity
 from edge_sdk.wire.messages import CheckInReply
 from edge_sdk.wire.payload import adapter_shapes, decode
 from edge_sdk.wire.task import TaskSpec
-from server.adapters import AdapterShelf
-from server.settings import Settings
+from server.rounds.adapters import AdapterShelf
+from server.rounds.tasks import create_task
+from server.settings.settings import Settings
 from server.state import open_state
-from server.store import AdapterRow, UpdateRow
-from server.tasks import create_task
+from server.storage.store import AdapterRow, UpdateRow
 from tests.numpy_device import NumpyDevice, enrol, made_up_update, wait_for
 from tests.processes import ServerProcess
 from tests.server.tasks import SEED, Site, ready

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from server.settings import Settings
-from server.settings_sources import read_settings
+from server.settings.settings import Settings
+from server.settings.settings_sources import read_settings
 from tests.databases import fresh_database
 from tests.processes import ServerProcess
 from tests.services import S3

@@ -21,12 +21,12 @@ from edge_sdk.rounds.round_loop import RoundLoop
 from edge_sdk.wire.messages import CheckIn
 from edge_sdk.wire.payload import digest
 from edge_sdk.wire.task import AdapterSpec, LayerSpec, TaskSpec
-from server.adapters import AdapterShelf
-from server.auth import make_enrolment_token
+from server.access.auth import make_enrolment_token
 from server.failpoints import PART_POINTS
-from server.settings import Settings
+from server.rounds.adapters import AdapterShelf
+from server.rounds.tasks import create_task
+from server.settings.settings import Settings
 from server.state import open_state
-from server.tasks import create_task
 from tests.contract.live import live_server
 from tests.faults.proxy import Fault, Proxy, proxy_to
 from tests.numpy_device import enrol_one, wait_for

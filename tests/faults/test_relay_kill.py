@@ -10,10 +10,10 @@ import pytest
 
 from edge_sdk.network.transport import Transport
 from edge_sdk.wire.task import TaskSpec
-from server.auth import make_enrolment_token
-from server.combining import combine
+from server.access.auth import make_enrolment_token
+from server.aggregation.combining import combine
+from server.aggregation.server_optimizers import step
 from server.failpoints import RELAY_POINTS
-from server.server_optimizers import step
 from tests.faults.fleet import Fleet, Member
 from tests.numpy_device import enrol_one, wait_for
 from tests.processes import ServerProcess

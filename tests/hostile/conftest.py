@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import pytest
 
-from server.admins import create_admin
-from server.auth import make_enrolment_token
-from server.settings import Settings
+from server.access.admins import create_admin
+from server.access.auth import make_enrolment_token
+from server.settings.settings import Settings
 from tests.contract.conftest import Device, Service
 from tests.contract.live import live_server
 from tests.server.tasks import Site, tiny_spec

@@ -11,7 +11,7 @@ import psutil
 import pytest
 import requests
 
-from server.auth import make_enrolment_token
+from server.access.auth import make_enrolment_token
 from tests.contract.conftest import Service
 from tests.contract.documented import operations
 from tests.hostile.raw import connect, drip, head, push, status_of

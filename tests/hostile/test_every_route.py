@@ -8,7 +8,7 @@ import pytest
 import requests
 
 from server.app import create_app
-from server.settings import Settings
+from server.settings.settings import Settings
 from tests.contract.documented import description, operations
 from tests.contract.test_api_errors import check_problem
 from tests.hostile.conftest import ROLES

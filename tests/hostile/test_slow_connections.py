@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from server import limits, patient_http
+from server.http import limits, patient_http
 from tests.hostile.raw import connect, drip, head, status_of
 
 CHECK_IN = "/v1/tasks/tiny/check-in"

@@ -13,8 +13,8 @@ from edge_sdk.identity.identity import load_identity, load_joining, save_identit
 from edge_sdk.network.enrolment import change_key, join
 from edge_sdk.network.http_link import HttpLink
 from edge_sdk.network.transport import Transport
-from server.auth import make_enrolment_token
-from server.settings import Settings
+from server.access.auth import make_enrolment_token
+from server.settings.settings import Settings
 from tests.contract.live import live_server
 from tests.server.tasks import Site
 

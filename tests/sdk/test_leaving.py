@@ -13,8 +13,8 @@ from edge_sdk.errors import AlreadyRunning, Revoked
 from edge_sdk.identity.identity import load_identity
 from edge_sdk.network.enrolment import join
 from edge_sdk.network.transport import Transport
-from server.auth import make_enrolment_token
-from server.settings import Settings
+from server.access.auth import make_enrolment_token
+from server.settings.settings import Settings
 from tests.contract.live import live_server
 from tests.server.tasks import Site
 

@@ -24,7 +24,7 @@ from edge_sdk.wire.manifest import (
 )
 from edge_sdk.wire.messages import decode_message, encode_message
 from edge_sdk.wire.task import AdapterSpec, DenseSpec, LayerSpec
-from server.signing import SigningKey
+from server.access.signing import SigningKey
 from tests.server.tasks import tiny_spec
 
 

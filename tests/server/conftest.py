@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from server.sql_store import SqlStore, open_store
+from server.storage.sql_store import SqlStore, open_store
 from tests.databases import fresh_database
 from tests.server.tasks import Site
 

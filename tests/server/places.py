@@ -7,7 +7,7 @@ import secrets
 from pathlib import Path
 from urllib.request import Request, urlopen
 
-from server.blobs import BlobFolder
+from server.blobs.blobs import BlobFolder
 from tests.services import S3
 
 _HEADERS = {
@@ -40,7 +40,7 @@ class BucketPlace:
     """Blobs below a prefix of their own in a bucket, and plain HTTP to the same server."""
 
     def __init__(self, s3: S3, uploads: Path) -> None:
-        from server.object_blobs import ObjectBlobs
+        from server.blobs.object_blobs import ObjectBlobs
 
         prefix = secrets.token_hex(8)
         self.url = f"s3://{s3.bucket}/{prefix}"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from edge_sdk.wire.manifest import Manifest, Pointer, open_signed
 from edge_sdk.wire.task import TaskSpec
-from server.key_ring import KeyRing
-from server.registry import Registry
+from server.access.key_ring import KeyRing
+from server.registry.registry import Registry
 from tests.server.tasks import Site
 
 

@@ -8,11 +8,11 @@ from edge_sdk.errors import ServerUnreachable
 from edge_sdk.wire import payload
 from edge_sdk.wire.messages import CheckIn
 from edge_sdk.wire.task import TaskSpec
-from server.access_store import DeviceRow
-from server.adapters import indices_of
-from server.aggregation import WeightedUpdate
-from server.lookup import find_counted, find_task
-from server.relay import Relay
+from server.aggregation.weighted_mean import WeightedUpdate
+from server.rounds.adapters import indices_of
+from server.rounds.relay import Relay
+from server.storage.access_store import DeviceRow
+from server.storage.lookup import find_counted, find_task
 from tests.server.registries import Signer
 from tests.server.tasks import Site, ready, update_body
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from server.access_store import DeviceRow
-from server.rounds import open_round
-from server.store import AdapterRow, AssignmentRow, Store, TaskRow, UpdateRow
+from server.rules.rounds import open_round
+from server.storage.access_store import DeviceRow
+from server.storage.store import AdapterRow, AssignmentRow, Store, TaskRow, UpdateRow
 from tests.server.tasks import tiny_spec
 
 SPEC = tiny_spec()

@@ -21,14 +21,14 @@ from edge_sdk.wire.task import (
     TrainingSpec,
 )
 from edge_sdk.wire.update_body import encode_update
-from server.access_store import DeviceRow
-from server.auth import Gate
-from server.blobs import BlobFolder, Blobs
-from server.coordinator import Coordinator
-from server.credentials import Credentials
-from server.settings import Settings
-from server.sql_store import SqlStore, open_store
-from server.tasks import create_task
+from server.access.auth import Gate
+from server.access.credentials import Credentials
+from server.blobs.blobs import BlobFolder, Blobs
+from server.rounds.coordinator import Coordinator
+from server.rounds.tasks import create_task
+from server.settings.settings import Settings
+from server.storage.access_store import DeviceRow
+from server.storage.sql_store import SqlStore, open_store
 
 BASE_DIGEST = "ab" * 32
 SEED = 7

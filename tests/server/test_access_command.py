@@ -7,9 +7,9 @@ import time
 import pytest
 
 from edge_sdk.errors import Revoked, TokenExpired, TokenUsedUp
-from server.admins import authenticate_admin
+from server.access.admins import authenticate_admin
+from server.access.credentials import Credentials
 from server.cli import main
-from server.credentials import Credentials
 from tests.server.tasks import TTL_S, Site, TurnedClock
 from tests.server.test_auth import access, enrol, new_key
 

@@ -8,8 +8,8 @@ import pytest
 import sqlalchemy as sa
 
 from edge_sdk.errors import StorageError
-from server.access_store import AccessKeyRow, AdminRow, DeviceRow, EnrolmentTokenRow
-from server.sql_store import open_store
+from server.storage.access_store import AccessKeyRow, AdminRow, DeviceRow, EnrolmentTokenRow
+from server.storage.sql_store import open_store
 from tests.databases import fresh_database
 from tests.server.store_rows import UPDATE, fill
 from tests.server.tasks import in_parallel
@@ -180,8 +180,8 @@ def test_devices_and_tokens_of_the_release_before_keys_are_kept_in_the_records(a
     from alembic import command
     from alembic.config import Config
 
-    from server import migrate
-    from server.engine import MIGRATING, make_engine
+    from server.storage import migrate
+    from server.storage.engine import MIGRATING, make_engine
 
     engine = make_engine(address)
     config = Config()

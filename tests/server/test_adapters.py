@@ -4,10 +4,10 @@ import pytest
 from edge_sdk.errors import StorageError
 from edge_sdk.sketch import draw_sketch
 from edge_sdk.wire import payload
-from server.adapters import AdapterShelf, indices_of
-from server.balanced import balanced_sketch
-from server.blobs import BlobFolder
-from server.store import AssignmentRow, TaskRow
+from server.blobs.blobs import BlobFolder
+from server.rounds.adapters import AdapterShelf, indices_of
+from server.rules.balanced import balanced_sketch
+from server.storage.store import AssignmentRow, TaskRow
 from tests.server.tasks import SEED, random_arrays, tiny_spec
 
 

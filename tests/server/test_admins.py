@@ -5,9 +5,9 @@ import logging
 import pytest
 
 from edge_sdk.errors import ConfigError, NotAllowed, NotAuthorized, NotFound, Revoked, TokenExpired
-from server.admins import ROLES, authenticate_admin, create_admin, revoke_admin
-from server.auth import make_enrolment_token
-from server.tokens import hash_token
+from server.access.admins import ROLES, authenticate_admin, create_admin, revoke_admin
+from server.access.auth import make_enrolment_token
+from server.access.tokens import hash_token
 
 
 def create(site, name="ann", role="read", expires_at=None):

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from server.advice import LEAST_COVERAGE, MAX_REACH, advice, coverage, step_reach
+from server.commands.advice import LEAST_COVERAGE, MAX_REACH, advice, coverage, step_reach
 from tests.server.tasks import tiny_spec
 
 

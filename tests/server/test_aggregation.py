@@ -10,7 +10,7 @@ from edge_sdk.sketch import draw_sketch, scatter_add
 from edge_sdk.wire.payload import adapter_shapes, encode, view
 from edge_sdk.wire.rank_rows import rank_rows
 from edge_sdk.wire.task import AdapterSpec, AggregationSpec, LayerSpec
-from server.aggregation import (
+from server.aggregation.weighted_mean import (
     RunningSum,
     WeightedUpdate,
     check_magnitude,

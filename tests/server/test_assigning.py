@@ -9,9 +9,9 @@ import pytest
 from edge_sdk.errors import ConfigError
 from edge_sdk.sketch import draw_sketch, largest_sketch
 from edge_sdk.wire import payload
-from server.adapters import indices_of
-from server.balanced import balanced_sketch
-from server.reports import round_reports
+from server.operation.reports import round_reports
+from server.rounds.adapters import indices_of
+from server.rules.balanced import balanced_sketch
 from tests.server.tasks import SEED, in_parallel, ready, tiny_spec
 
 

@@ -18,15 +18,15 @@ from edge_sdk.errors import (
 from edge_sdk.identity.device_key import DeviceKey, make_private_key
 from edge_sdk.wire.credentials import AccessRequest, EnrolRequest, KeyChange
 from edge_sdk.wire.proofs import access_statement, enrolment_statement, key_change_statement
-from server.auth import (
+from server.access.auth import (
     Gate,
     has_enrolment_token,
     make_enrolment_token,
     revoke_device,
     revoke_enrolment_token,
 )
-from server.credentials import CHALLENGE_S, Credentials
-from server.tokens import hash_token
+from server.access.credentials import CHALLENGE_S, Credentials
+from server.access.tokens import hash_token
 from tests.server.tasks import TTL_S, in_parallel
 
 
@@ -389,5 +389,5 @@ def test_the_server_knows_whether_anybody_could_enrol(site):
 
 def test_no_token_looks_like_a_flag(site, monkeypatch):
     """A token that began with a dash could not follow ``--token`` on a command line."""
-    monkeypatch.setattr("server.tokens.secrets.token_urlsafe", lambda size: "-" * size)
+    monkeypatch.setattr("server.access.tokens.secrets.token_urlsafe", lambda size: "-" * size)
     assert make_enrolment_token(site.store, site.clock())[0].isalpha()

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from edge_sdk.errors import ConfigError, ServerBusy, StorageError
-from server.backup import back_up, restore
-from server.blobs import BlobFolder
+from server.blobs.blobs import BlobFolder
 from server.cli import main
-from server.collecting import COLLECTING
-from server.settings import Settings
+from server.operation.backup import back_up, restore
+from server.operation.collecting import COLLECTING
+from server.settings.settings import Settings
 from server.state import open_state
 from tests.server.places import BucketPlace
 from tests.server.tasks import Site, tiny_spec

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from edge_sdk.errors import SketchError
 from edge_sdk.sketch import draw_sketch
-from server.balanced import (
+from server.rules.balanced import (
     _Stream,
     balanced_sketch,
     balanced_spread,

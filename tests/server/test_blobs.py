@@ -20,7 +20,7 @@ from hypothesis.stateful import (
 )
 
 from edge_sdk.errors import StorageError
-from server.blobs import CHUNK_BYTES, BlobFolder
+from server.blobs.blobs import CHUNK_BYTES, BlobFolder
 from tests.server.places import BucketPlace, FolderPlace, digest_of
 
 BODY = bytes(range(256)) * 100

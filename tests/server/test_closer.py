@@ -4,8 +4,8 @@ import time
 
 import pytest
 
-from server.closer import Closer
-from server.coordinator import Coordinator
+from server.rounds.closer import Closer
+from server.rounds.coordinator import Coordinator
 from tests.server.tasks import tiny_spec, wait_until
 
 

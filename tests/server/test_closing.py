@@ -11,10 +11,10 @@ from edge_sdk.errors import RoundClosed, StorageError
 from edge_sdk.sketch import draw_sketch
 from edge_sdk.wire import payload
 from edge_sdk.wire.task import AdapterSpec, LayerSpec
-from server.adapters import indices_of
-from server.closing import Closing
-from server.optimizer_state import decode_state
-from server.store import AdapterRow
+from server.aggregation.optimizer_state import decode_state
+from server.rounds.adapters import indices_of
+from server.rounds.closing import Closing
+from server.storage.store import AdapterRow
 from tests.server.tasks import SEED, Site, random_arrays, ready, tiny_spec, update_body
 from tests.server.test_blobs import disk_refuses_files_beyond
 

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_sdk.errors import ConfigError
-from server.cohort import choose_sketch_size
+from server.rules.cohort import choose_sketch_size
 from tests.server.tasks import tiny_spec
 
 POLICY = tiny_spec(cohort_size=2, quorum=2, sketch_sizes=[2, 4, 8]).policy

@@ -6,10 +6,10 @@ import pytest
 import requests
 
 from edge_sdk.errors import NotFound, ServerBusy
-from server.blobs import BlobFolder
-from server.collecting import COLLECTING, GRACE_S, Collecting
-from server.collector import Collector
-from server.staging import Stage
+from server.blobs.blobs import BlobFolder
+from server.blobs.staging import Stage
+from server.operation.collecting import COLLECTING, GRACE_S, Collecting
+from server.operation.collector import Collector
 from tests.server.places import BucketPlace
 from tests.server.tasks import Site, tiny_spec, wait_until
 

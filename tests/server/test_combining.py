@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from edge_sdk.sketch import draw_sketch
 from edge_sdk.wire.payload import adapter_shapes
 from edge_sdk.wire.task import AdapterSpec, DenseSpec, LayerSpec
-from server.aggregation import RunningSum, WeightedUpdate, cut_slice
-from server.combining import combine
+from server.aggregation.combining import combine
+from server.aggregation.weighted_mean import RunningSum, WeightedUpdate, cut_slice
 from tests.server.tasks import random_arrays, tiny_spec
 from tests.server.updates import ADAPTER, an_update, trained, updates_of_a_round, values_per_number
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from server.adapters import indices_of
-from server.coverage import rank_ages, trained_ranks
+from server.rounds.adapters import indices_of
+from server.rounds.coverage import rank_ages, trained_ranks
 from tests.server.tasks import SEED, ready, tiny_spec, update_body
 
 

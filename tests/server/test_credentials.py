@@ -3,8 +3,8 @@
 import pytest
 
 from edge_sdk.errors import NotAuthorized, StaleChallenge
-from server.access_store import DeviceRow
-from server.credentials import KEYS_KNOWN_S, Credentials, rotate_access_key
+from server.access.credentials import KEYS_KNOWN_S, Credentials, rotate_access_key
+from server.storage.access_store import DeviceRow
 from tests.server.tasks import TTL_S, in_parallel
 
 DEVICE = DeviceRow(id="d1", name="phone", public_key="ab" * 32, enrolled_at=0.0)

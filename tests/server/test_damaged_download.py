@@ -6,9 +6,9 @@ from functools import partial
 import pytest
 
 from edge_sdk.errors import StorageError
-from server.blobs import CHUNK_BYTES, BlobFolder
-from server.ranges import Conditions
-from server.tensor_response import from_bytes, from_stream
+from server.blobs.blobs import CHUNK_BYTES, BlobFolder
+from server.http.ranges import Conditions
+from server.http.tensor_response import from_bytes, from_stream
 
 LONG = bytes(3 * CHUNK_BYTES)
 

@@ -15,8 +15,8 @@ from edge_sdk.wire.block_codes import CODES
 from edge_sdk.wire.messages import decode_message, encode_message
 from edge_sdk.wire.task import TaskSpec, TrainingSpec
 from edge_sdk.wire.update_body import decode_update
-from server.adapters import indices_of
-from server.lookup import find_adapter, find_assignment, find_task
+from server.rounds.adapters import indices_of
+from server.storage.lookup import find_adapter, find_assignment, find_task
 from tests.server.tasks import random_arrays, ready, tiny_spec, update_body
 
 ENCODINGS = sorted(CODES)

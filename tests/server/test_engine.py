@@ -10,9 +10,9 @@ from sqlalchemy import create_engine, make_url, text
 from sqlalchemy.exc import DBAPIError
 
 from edge_sdk.errors import ConfigError, ServerBusy, StorageError
-from server import postgres_engine
-from server.engine import make_engine, typed_errors
-from server.sql_store import open_store
+from server.storage import postgres_engine
+from server.storage.engine import make_engine, typed_errors
+from server.storage.sql_store import open_store
 from tests.databases import fresh_database
 from tests.services import free_port
 

@@ -10,13 +10,13 @@ import sqlalchemy as sa
 from edge_sdk.errors import ConfigError, NotFound, ProtocolMismatch, StorageError
 from edge_sdk.wire.messages import EvaluationReport
 from edge_sdk.wire.task import BaseModel
-from server import evaluation_tables
-from server.evaluating import Evaluations, shown_evaluations
-from server.evaluation_store import EvaluationRow
-from server.fleet_metrics import FleetMetrics
-from server.overview import Overviews
-from server.refusals import Refusals
-from server.registry_reports import version_reports
+from server.operation.fleet_metrics import FleetMetrics
+from server.operation.overview import Overviews
+from server.operation.refusals import Refusals
+from server.registry.evaluating import Evaluations, shown_evaluations
+from server.registry.registry_reports import version_reports
+from server.storage import evaluation_tables
+from server.storage.evaluation_store import EvaluationRow
 from tests.server.store_rows import ADAPTER, TASK, device_row, fill
 from tests.server.tasks import Site, in_parallel, tiny_spec
 

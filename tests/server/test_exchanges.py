@@ -6,8 +6,8 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import StreamingResponse
 
 from edge_sdk.errors import NotFound
-from server import problems
-from server.exchanges import Exchanges
+from server.http import problems
+from server.http.exchanges import Exchanges
 from tests.server.asgi import exchange_with
 
 

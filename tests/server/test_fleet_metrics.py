@@ -1,8 +1,8 @@
 import pytest
 
-from server.coverage import rank_ages
-from server.fleet_metrics import FleetMetrics
-from server.lookup import find_task
+from server.operation.fleet_metrics import FleetMetrics
+from server.rounds.coverage import rank_ages
+from server.storage.lookup import find_task
 from tests.server.tasks import ready, tiny_spec, wait_until
 
 

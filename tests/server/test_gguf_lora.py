@@ -15,7 +15,7 @@ from edge_sdk.errors import ConfigError, StorageError
 from edge_sdk.model.model_shape import read_shape
 from edge_sdk.wire.manifest import Manifest
 from edge_sdk.wire.task import DenseSpec
-from server.gguf_lora import pair_rows, write_gguf_lora
+from server.registry.gguf_lora import pair_rows, write_gguf_lora
 from tests.server.tasks import random_arrays, tiny_spec
 
 gguf = pytest.importorskip("gguf")

@@ -5,7 +5,7 @@ import time
 import pytest
 
 from edge_sdk.errors import ServerBusy, StorageError
-from server.health import Health
+from server.operation.health import Health
 from tests.server.tasks import Site
 
 

@@ -15,7 +15,7 @@ from edge_sdk.wire.manifest import (
     follow_successions,
     open_signed,
 )
-from server.signing import make_key, open_key, read_key, replace_key
+from server.access.signing import make_key, open_key, read_key, replace_key
 from tests.server.registries import Signer
 from tests.server.tasks import tiny_spec
 

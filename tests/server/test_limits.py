@@ -5,8 +5,8 @@ import pytest
 from fastapi import Request
 
 from edge_sdk.errors import MalformedMessage, TooLarge, TooSlow
-from server import limits
-from server.limits import bounded_chunks, gathered
+from server.http import limits
+from server.http.limits import bounded_chunks, gathered
 
 
 class Sender:

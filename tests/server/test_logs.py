@@ -7,10 +7,10 @@ from contextlib import contextmanager
 
 import pytest
 
-from server import logs
-from server.exchanges import Exchange
-from server.logs import JsonLines, TextLines, log_exchange
-from server.request_ids import RequestIds
+from server.http.exchanges import Exchange
+from server.http.request_ids import RequestIds
+from server.operation import logs
+from server.operation.logs import JsonLines, TextLines, log_exchange
 from tests.server.asgi import exchange_with
 
 EXCHANGE = Exchange(
@@ -48,7 +48,7 @@ def test_a_json_line_has_time_level_message_and_the_facts_of_the_request(lines):
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", line.pop("time"))
     assert line == {
         "level": "info",
-        "logger": "server.logs",
+        "logger": "server.operation.logs",
         "message": "GET /v1/tasks/{task}: 200 in 0.250 s, 3 bytes in, 5 bytes out",
         "request_id": None,
         "method": "GET",
@@ -128,14 +128,14 @@ def test_a_process_logs_its_own_lines_from_the_level_and_warnings_of_libraries(
     monkeypatch.setattr(sys, "stderr", stream)
     with fresh_logging():
         logs.configure("json", "info")
-        for name in ("server.closing", "alembic.runtime"):
+        for name in ("server.rounds.closing", "alembic.runtime"):
             logging.getLogger(name).debug("too little")
             logging.getLogger(name).info("some")
             logging.getLogger(name).warning("much")
     written = map(json.loads, stream.getvalue().splitlines())
     said = [(line["logger"], line["message"]) for line in written]
     assert said == [
-        ("server.closing", "some"),
-        ("server.closing", "much"),
+        ("server.rounds.closing", "some"),
+        ("server.rounds.closing", "much"),
         ("alembic.runtime", "much"),
     ]

@@ -11,7 +11,7 @@ import pytest
 from edge_sdk.errors import ConfigError
 from edge_sdk.sketch import derive_seed
 from edge_sdk.wire.task import DenseSpec
-from server.aggregation import WeightedUpdate, cut_slice, initial_adapter
+from server.aggregation.weighted_mean import WeightedUpdate, cut_slice, initial_adapter
 from server.methods import METHODS, method_of
 from server.methods.base_change import rest_of
 from server.methods.cost import adapter_memory_bytes, downlink_bytes, factor_numbers

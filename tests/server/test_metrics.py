@@ -2,8 +2,8 @@ import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
-from server.exchanges import Exchange
-from server.metrics import Metrics
+from server.http.exchanges import Exchange
+from server.operation.metrics import Metrics
 
 
 def exchange(**changes):

@@ -13,8 +13,8 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine, text
 
 from edge_sdk.errors import ConfigError, StorageError
-from server import migrate, tables
-from server.sql_store import open_store
+from server.storage import migrate, tables
+from server.storage.sql_store import open_store
 from tests.server.store_rows import TASK, fill
 from tests.server.tasks import in_parallel
 
@@ -35,7 +35,7 @@ def test_the_newest_migration_by_name_is_the_last_by_their_order():
 def test_a_server_that_is_started_again_does_not_import_alembic(store, address):
     code = (
         "import sys\n"
-        "from server.sql_store import open_store\n"
+        "from server.storage.sql_store import open_store\n"
         f"open_store({address!r}).close()\n"
         "print('alembic' in sys.modules)\n"
     )
@@ -51,7 +51,7 @@ def test_opening_from_several_threads_at_once_migrates_once(address):
 
 
 def test_two_processes_that_start_at_once_both_find_the_tables(address):
-    code = f"from server.sql_store import open_store; open_store({address!r}).close()"
+    code = f"from server.storage.sql_store import open_store; open_store({address!r}).close()"
     started = [
         subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
         for _ in range(2)

@@ -15,8 +15,8 @@ from edge_sdk.errors import ConfigError, ServerBusy, StorageError
 from tests.server.places import BucketPlace, digest_of
 from tests.services import S3
 
-object_blobs = pytest.importorskip("server.object_blobs", reason="obstore is not installed")
-object_store = pytest.importorskip("server.object_store")
+object_blobs = pytest.importorskip("server.blobs.object_blobs", reason="obstore is not installed")
+object_store = pytest.importorskip("server.blobs.object_store")
 BODY = b"tensors"
 NAME = digest_of(BODY)
 SECRET = "a-secret-of-the-store"

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from edge_sdk.errors import StorageError
 from edge_sdk.wire.task import DenseSpec
-from server.optimizer_state import decode_state, empty_state, encode_state
+from server.aggregation.optimizer_state import decode_state, empty_state, encode_state
 from tests.server.tasks import tiny_spec
 
 WITH_MEMORY = ["momentum", "adam"]

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from edge_sdk.errors import NotFound
-from server import overview
-from server.overview import Overviews
-from server.refusals import Refusals
+from server.operation import overview
+from server.operation.overview import Overviews
+from server.operation.refusals import Refusals
 from tests.server.tasks import ready, tiny_spec
 
 

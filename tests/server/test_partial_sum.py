@@ -8,8 +8,8 @@ import pytest
 from edge_sdk.errors import MalformedMessage, MalformedPayload, NotFinite
 from edge_sdk.wire import payload
 from edge_sdk.wire.messages import encode_message
-from server.aggregation import RunningSum
-from server.partial_sum import (
+from server.aggregation.weighted_mean import RunningSum
+from server.rounds.partial_sum import (
     MEMBERS,
     SumReport,
     check_sum,
@@ -18,7 +18,7 @@ from server.partial_sum import (
     read_sum,
     sum_limit,
 )
-from server.screening import update_norm
+from server.rules.screening import update_norm
 from tests.server.store_rows import UPDATE
 from tests.server.tasks import tiny_spec
 from tests.server.updates import ADAPTER, an_update

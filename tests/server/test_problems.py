@@ -6,7 +6,7 @@ import pytest
 
 from edge_sdk import errors
 from edge_sdk.wire.messages import Problem, decode_message
-from server.problems import MEDIA_TYPE, STATUS, answer
+from server.http.problems import MEDIA_TYPE, STATUS, answer
 
 PROTOCOL = Path(__file__).parents[2] / "docs" / "protocol.md"
 
@@ -45,7 +45,7 @@ def test_an_unauthorized_answer_names_the_scheme():
 
 
 def test_a_storage_error_is_also_told_to_the_operator(caplog):
-    from server.problems import _on_edge_error
+    from server.http.problems import _on_edge_error
 
     asyncio.run(_on_edge_error(None, errors.StorageError("the disk is full")))
     assert "the disk is full" in caplog.text

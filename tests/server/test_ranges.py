@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_sdk.errors import RangeNotSatisfiable
-from server.ranges import Conditions, etag
+from server.http.ranges import Conditions, etag
 
 DIGEST = "ab" * 32
 SIZE = 1000

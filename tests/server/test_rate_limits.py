@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_sdk.errors import TooManyRequests
-from server.rate_limits import RateLimit, address_of
+from server.http.rate_limits import RateLimit, address_of
 from tests.server.tasks import TurnedClock
 
 

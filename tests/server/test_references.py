@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from server.rounds import close_round
-from server.sql_store import open_store
+from server.rules.rounds import close_round
+from server.storage.sql_store import open_store
 from tests.databases import fresh_database
 from tests.server.store_rows import ADAPTER, ROUND, UPDATE, fill
 

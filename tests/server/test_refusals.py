@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from edge_sdk.errors import MalformedPayload, RoundClosed
-from server.refusals import Refusals
+from server.operation.refusals import Refusals
 from tests.server.tasks import TurnedClock
 
 

@@ -6,10 +6,10 @@ import pytest
 
 from edge_sdk.errors import ConfigError, NotFound, ServerFailed
 from edge_sdk.wire.manifest import spec_digest
-from server.coordinator import Coordinator
-from server.registry import describe
-from server.registry_reports import version_reports
-from server.signing import make_key, replace_key
+from server.access.signing import make_key, replace_key
+from server.registry.registry import describe
+from server.registry.registry_reports import version_reports
+from server.rounds.coordinator import Coordinator
 from tests.server.registries import Signer, close_round
 from tests.server.tasks import BASE_DIGEST, in_parallel, tiny_spec
 

@@ -9,11 +9,11 @@ import pytest
 
 from edge_sdk.errors import ConfigError, ServerUnreachable
 from edge_sdk.wire.messages import encode_message
-from server import tables
-from server.combining import combine
-from server.coverage import trained_ranks
-from server.lookup import find_task
-from server.server_optimizers import step
+from server.aggregation.combining import combine
+from server.aggregation.server_optimizers import step
+from server.rounds.coverage import trained_ranks
+from server.storage import tables
+from server.storage.lookup import find_task
 from tests.server.registries import Signer
 from tests.server.relays import RelaySite, Upstream, counted, train
 from tests.server.tasks import ready, tiny_spec

@@ -3,7 +3,7 @@ import re
 import pytest
 from fastapi.concurrency import run_in_threadpool
 
-from server.request_ids import RequestIds, current_request_id
+from server.http.request_ids import RequestIds, current_request_id
 from tests.server.asgi import exchange_with
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from server.sql_store import open_store
+from server.storage.sql_store import open_store
 from tests.databases import fresh_database
 from tests.server.store_rows import ADAPTER, ASSIGNMENT, ROUND, TASK, UPDATE, device_row, fill
 

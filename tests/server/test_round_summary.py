@@ -9,8 +9,8 @@ from dataclasses import asdict, replace
 import pytest
 
 from edge_sdk.wire import payload
-from server.round_summary import MOST_LEFT_OUT, summarize_round
-from server.store import UpdateRow
+from server.operation.round_summary import MOST_LEFT_OUT, summarize_round
+from server.storage.store import UpdateRow
 from tests.server.tasks import random_arrays, ready, tiny_spec
 
 GB = 10**9
@@ -31,7 +31,7 @@ def summary(site, spec, number=1):
 
 def change(site, row, **changes):
     """Replace an accepted update by a changed one, as another device would have sent it."""
-    from server import tables
+    from server.storage import tables
 
     table = tables.updates
     with site.store.write() as tx:

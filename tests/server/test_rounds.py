@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.rounds import close_round, is_finished, may_open_next, next_state, open_round
+from server.rules.rounds import close_round, is_finished, may_open_next, next_state, open_round
 from tests.server.tasks import tiny_spec
 
 POLICY = tiny_spec(cohort_size=4, quorum=3, min_updates=2, deadline_s=100.0).policy

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_sdk.wire.task import AggregationSpec
-from server.screening import outliers, update_norm, why_too_large
+from server.rules.screening import outliers, update_norm, why_too_large
 from tests.server.tasks import random_arrays
 from tests.server.updates import ADAPTER
 

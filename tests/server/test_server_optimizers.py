@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 
 from edge_sdk.wire.payload import adapter_shapes
 from edge_sdk.wire.rank_rows import rank_rows
-from server.aggregation import MeanUpdate, cut_slice
-from server.combining import combine
-from server.optimizer_state import KEPT, decode_state, empty_state, encode_state
-from server.server_optimizers import step
+from server.aggregation.combining import combine
+from server.aggregation.optimizer_state import KEPT, decode_state, empty_state, encode_state
+from server.aggregation.server_optimizers import step
+from server.aggregation.weighted_mean import MeanUpdate, cut_slice
 from tests.server.tasks import random_arrays, tiny_spec
 from tests.server.updates import ADAPTER, an_update, trained, updates_of_a_round, values_per_number
 

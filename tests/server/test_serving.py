@@ -17,10 +17,10 @@ from edge_sdk.errors import ConfigError, ServerUnreachable
 from edge_sdk.network.enrolment import join
 from edge_sdk.network.transport import Transport
 from server import serving
+from server.access.auth import make_enrolment_token
 from server.app import create_app
-from server.auth import make_enrolment_token
 from server.serving import make_config
-from server.settings import Settings
+from server.settings.settings import Settings
 from tests.contract.live import live_server
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

@@ -3,10 +3,10 @@ import math
 import pytest
 
 from edge_sdk.errors import ConfigError
-from server.settings import Settings
-from server.settings_command import describe_settings
-from server.settings_sources import setting_kinds
-from server.sql_store import open_store
+from server.commands.settings import describe_settings
+from server.settings.settings import Settings
+from server.settings.settings_sources import setting_kinds
+from server.storage.sql_store import open_store
 
 
 @pytest.mark.parametrize(

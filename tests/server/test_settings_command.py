@@ -3,7 +3,7 @@ import json
 import pytest
 
 from server.cli import main
-from server.settings_sources import setting_kinds
+from server.settings.settings_sources import setting_kinds
 
 
 @pytest.fixture

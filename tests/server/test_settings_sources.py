@@ -8,8 +8,13 @@ import pytest
 
 from edge_sdk.errors import ConfigError
 from server import failpoints
-from server.settings import Settings
-from server.settings_sources import find_settings, read_settings, setting_kinds, variable_of
+from server.settings.settings import Settings
+from server.settings.settings_sources import (
+    find_settings,
+    read_settings,
+    setting_kinds,
+    variable_of,
+)
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from edge_sdk.errors import ConfigError, StorageError
 from edge_sdk.wire.manifest import Succession, open_signed
-from server.signing import make_key, open_key, read_key, replace_key
+from server.access.signing import make_key, open_key, read_key, replace_key
 from tests.server.tasks import in_parallel
 
 STATEMENT = Succession(public_key="ab" * 32, created_at=1.0)

@@ -9,8 +9,8 @@ import pytest
 from sqlalchemy import make_url, text
 
 from edge_sdk.errors import ServerBusy, StorageError
-from server import sqlite_engine
-from server.sql_store import open_store
+from server.storage import sqlite_engine
+from server.storage.sql_store import open_store
 from tests.server.store_rows import SPEC, TASK
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from edge_sdk.wire import payload
-from server.standing import due_round, store_round
+from server.rounds.standing import due_round, store_round
 from tests.server.tasks import ready, tiny_spec, update_body
 
 K = 8

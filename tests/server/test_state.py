@@ -3,8 +3,8 @@ import sys
 import pytest
 
 from edge_sdk.errors import ConfigError
-from server.blobs import BlobFolder
-from server.settings import Settings
+from server.blobs.blobs import BlobFolder
+from server.settings.settings import Settings
 from server.state import open_blobs, open_state
 from tests.server.places import BucketPlace
 from tests.server.tasks import tiny_spec
@@ -42,7 +42,7 @@ def test_a_round_with_a_bucket_leaves_no_tensor_in_the_state_folder(tmp_path, si
 
 
 def test_a_bucket_without_the_library_for_it_says_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "server.object_blobs", None)
+    monkeypatch.setitem(sys.modules, "server.blobs.object_blobs", None)
     with pytest.raises(ConfigError, match=r"pip install edge-sdk\[replicas\]"):
         open_state(Settings(state=tmp_path, blob_url="s3://bucket"))
 

@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import text
 
 from edge_sdk.errors import MalformedMessage, StorageError
-from server.sql_store import open_store
+from server.storage.sql_store import open_store
 from tests.server.store_rows import (
     ADAPTER,
     ASSIGNMENT,
@@ -230,7 +230,7 @@ def test_a_name_is_free_again_after_an_error_inside(store):
 
 def test_a_name_is_free_again_when_its_holder_is_killed(store, address):
     code = (
-        "from server.sql_store import open_store\n"
+        "from server.storage.sql_store import open_store\n"
         f"with open_store({address!r}).exclusive('closing a') as is_held:\n"
         "    print(is_held, flush=True)\n"
         "    input()\n"

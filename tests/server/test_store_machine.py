@@ -16,8 +16,8 @@ from hypothesis.stateful import (
 )
 
 from edge_sdk.errors import StorageError
-from server import tables
-from server.sql_store import open_store
+from server.storage import tables
+from server.storage.sql_store import open_store
 from tests.server.store_rows import ADAPTER, ASSIGNMENT, ROUND, SPEC, TASK, UPDATE, device_row
 
 TASKS = st.sampled_from(["one", "two"])

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from edge_sdk.errors import StorageError
-from server.access_store import AccessKeyRow, AdminRow, EnrolmentTokenRow
-from server.registry_store import PointerRow, SigningKeyRow
+from server.storage.access_store import AccessKeyRow, AdminRow, EnrolmentTokenRow
+from server.storage.registry_store import PointerRow, SigningKeyRow
 from tests.server.store_rows import ADAPTER, ASSIGNMENT, DEVICE, ROUND, TASK, UPDATE, fill
 
 

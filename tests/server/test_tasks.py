@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from edge_sdk.errors import ConfigError
-from server.adapters import AdapterShelf
-from server.tasks import create_task
+from server.rounds.adapters import AdapterShelf
+from server.rounds.tasks import create_task
 from tests.server.tasks import in_parallel, tiny_spec
 
 

@@ -5,8 +5,8 @@ import pytest
 
 from edge_sdk.errors import RangeNotSatisfiable
 from edge_sdk.wire import payload
-from server.ranges import Conditions, etag
-from server.tensor_response import from_bytes, from_stream
+from server.http.ranges import Conditions, etag
+from server.http.tensor_response import from_bytes, from_stream
 
 BODY = bytes(range(256)) * 20_000  # larger than what is kept in memory
 DIGEST = payload.digest(BODY)

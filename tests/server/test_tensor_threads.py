@@ -1,8 +1,8 @@
 import asyncio
 import threading
 
-from server.request_ids import _current, current_request_id
-from server.tensor_threads import TensorThreads
+from server.http.request_ids import _current, current_request_id
+from server.http.tensor_threads import TensorThreads
 
 
 def test_only_two_bodies_are_in_memory_at_once_however_many_come():

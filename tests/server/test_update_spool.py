@@ -7,7 +7,7 @@ import pytest
 
 from edge_sdk.errors import StorageError
 from edge_sdk.wire.task import DenseSpec
-from server.update_spool import UpdateSpool
+from server.aggregation.update_spool import UpdateSpool
 from tests.server.updates import ADAPTER, an_update, trained, values_per_number
 
 

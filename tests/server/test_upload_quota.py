@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from edge_sdk.errors import MalformedPayload, QuotaExceeded, StorageError
-from server.upload_quota import UploadQuota
+from server.access.upload_quota import UploadQuota
 from tests.server.tasks import tiny_spec
 
 DAY_S = 86_400

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from edge_sdk.sketch import draw_sketch
 from edge_sdk.wire.task import AdapterSpec
-from server.aggregation import WeightedUpdate
+from server.aggregation.weighted_mean import WeightedUpdate
 from tests.server.tasks import random_arrays, tiny_spec
 
 ADAPTER = tiny_spec().adapter

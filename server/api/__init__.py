@@ -1,0 +1,1 @@
+"""The endpoints: decode, one call, encode; no rule lives here."""

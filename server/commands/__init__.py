@@ -1,0 +1,1 @@
+"""The commands of ``edge-server``, one file each."""

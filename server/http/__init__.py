@@ -1,0 +1,1 @@
+"""HTTP itself: bounds, ranges, problems, ids and threads, whatever is asked for."""

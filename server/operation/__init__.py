@@ -1,0 +1,1 @@
+"""What an operator watches and keeps: overview, probes, metrics, log, backup."""

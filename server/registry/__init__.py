@@ -1,0 +1,1 @@
+"""Signed adapter versions: channels, exports, and how they did on devices."""

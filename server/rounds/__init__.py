@@ -1,0 +1,1 @@
+"""How a round moves along: assigned, submitted, closed, and passed on by a relay."""

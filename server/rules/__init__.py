@@ -1,0 +1,1 @@
+"""What holds of rounds, cohorts and relays: pure, without a store."""
