@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import requests
 
+import server
 from edge_sdk.wire.messages import decode_message
-from server.api import dashboard_api
 from server.operation.overview_messages import Overview
 from tests.dashboard.access import admin_token
 
-FOLDER = Path(dashboard_api.__file__).with_name("dashboard")
+FOLDER = Path(server.__file__).with_name("dashboard")
 FILES = sorted(path.name for path in FOLDER.iterdir())
 SVG_NAMESPACE = "http://www.w3.org/2000/svg"
 

@@ -55,7 +55,7 @@ def test_every_place_is_met_somewhere_in_the_server():
     """Each once, so that the tests that kill at every place kill at every one of them."""
     met = [
         node.args[0].value
-        for path in Path(server.__file__).parent.glob("*.py")
+        for path in Path(server.__file__).parent.rglob("*.py")
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "hit"
     ]

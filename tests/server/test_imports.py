@@ -25,14 +25,15 @@ def test_the_server_runs_without_training_code():
     of_the_sdk = {name for name in modules if name.startswith("edge_sdk.")}
     assert of_the_sdk == {
         "edge_sdk.errors",
-        "edge_sdk.lean",
+        "edge_sdk.files",
+        "edge_sdk.files.whole_file",
+        "edge_sdk.model",
         "edge_sdk.model.lean_eligibility",
         "edge_sdk.model.model_folder",
         "edge_sdk.model.model_shape",
         "edge_sdk.model.peft_folder",
         "edge_sdk.quantities",
         "edge_sdk.sketch",
-        "edge_sdk.files.whole_file",
         "edge_sdk.wire",
         "edge_sdk.wire.block_codes",
         "edge_sdk.wire.credentials",
