@@ -205,7 +205,7 @@ def _fastest_products(threads: int) -> ProductFormat:
     """Return what the demo's devices plan with on this machine."""
     report = probe()
     rates = measure_rates(report, threads)
-    return rates.product_formats("nf4", report.has_native_bf16)[-1]
+    return rates.product_formats("nf4")[-1]
 
 
 def _label(path: Path) -> None:

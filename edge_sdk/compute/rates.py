@@ -80,13 +80,9 @@ class Rates:
             return has_native_bf16
         return self.bf16_flops_per_s >= _BF16_GAIN * self.fp32_flops_per_s
 
-    def product_formats(
-        self, quantization: Quantization, has_native_bf16: bool
-    ) -> tuple[ProductFormat, ...]:
+    def product_formats(self, quantization: Quantization) -> tuple[ProductFormat, ...]:
         """Return the formats in which the hand-written passes can multiply such a base well."""
-        is_bf16 = self.computes_in_bf16(has_native_bf16)
-        wide = (self.bf16_flops_per_s if is_bf16 else 0.0) or self.fp32_flops_per_s
-        is_fast = self.lean.int8_flops_per_s > _INT8_GAIN * wide
+        is_fast = self.lean.int8_flops_per_s > _INT8_GAIN * self.fp32_flops_per_s
         return ("wide", "int8") if is_fast and quantization in ("nf4", "int8") else ("wide",)
 
 

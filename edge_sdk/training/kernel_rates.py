@@ -18,7 +18,6 @@ import msgspec
 import torch
 
 from edge_sdk.compute.rates import Rates, assumed_rates
-from edge_sdk.device import has_native_bf16
 from edge_sdk.memory.heap import allocate_exactly
 from edge_sdk.training.lean_kernel_rates import fastest_s, measure_lean
 from edge_sdk.training.lean_kernels import lean_warm_up
@@ -43,9 +42,7 @@ def measure(threads: int) -> Rates:
     lean_warm_up("wide", threads)  # what it imports is not what is timed
     started = time.perf_counter()
     rates = _with_products(replace(assumed_rates(threads), origin="measured"))
-    is_bf16 = rates.computes_in_bf16(has_native_bf16())
-    compute = torch.bfloat16 if is_bf16 else torch.float32
-    rates = replace(rates, lean=measure_lean(rates.half_rate_rows, compute))
+    rates = replace(rates, lean=measure_lean(rates.half_rate_rows))
     lean_s = time.perf_counter() - started
 
     from edge_sdk.training.general_rates import measure_generic  # only now: it imports transformers

@@ -26,18 +26,17 @@ _FEW_BLOCKS, _MANY_BLOCKS, _EXAMPLES = 2, 6, 5
 _STEPS = 4
 
 
-def measure_lean(half_rate_rows: float, compute: torch.dtype) -> LeanRates:
+def measure_lean(half_rate_rows: float) -> LeanRates:
     """Run every kernel on the threads torch has.
 
     Args:
         half_rate_rows: Rows of a product at which half its rate is reached.
-        compute: Number format of activations.
     """
     block_s, example_s = _overheads_s()
     int8_flops_per_s = _int8_flops_per_s() * (1 + half_rate_rows / _ROWS)
     process_bytes = resident_bytes()  # by now everything was used once
     weights = _weights()
-    wide = torch.empty(_OUT, _IN, dtype=compute)
+    wide = torch.empty(_OUT, _IN, dtype=torch.float32)
     found = library()
     return LeanRates(
         int8_flops_per_s=int8_flops_per_s,

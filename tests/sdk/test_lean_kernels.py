@@ -88,7 +88,7 @@ def test_benchmark_of_the_hand_written_passes_imports_no_library_of_the_general_
     script = (
         "import sys, torch; torch.set_num_threads(1)\n"
         "from edge_sdk.training.lean_kernel_rates import measure_lean\n"
-        "rates = measure_lean(20.0, torch.float32)\n"
+        "rates = measure_lean(20.0)\n"
         "assert min(rates.nf4_widened_per_s, rates.int8_widened_per_s) > 1e6, rates\n"
         "assert min(rates.bf16_widened_per_s, rates.nf4_to_int8_per_s) > 1e6, rates\n"
         "assert rates.moved_bytes_per_s > 1e6, rates\n"

@@ -366,6 +366,15 @@ def test_int8_is_a_number_format_of_the_hand_written_passes_alone():
         make_plan(replace(GENERIC_WORK, quantizations=alone), MACHINE, budget)
 
 
+@pytest.mark.parametrize("work", [WORK, GENERIC_WORK])
+def test_hand_written_passes_never_compute_in_bf16(work):
+    fast = replace(RATES, bf16_flops_per_s=5 * RATES.fp32_flops_per_s)
+    machine = replace(MACHINE, has_native_bf16=True, rates=fast)
+    work = replace(work, quantizations=("bf16",))
+    plan = make_plan(work, machine, Budget(memory_bytes=2000 * MB))
+    assert plan.execution.computes_in_bf16 != work.shape.is_lean
+
+
 @pytest.mark.parametrize("quantization", ["nf4", "int8", "bf16", "fp32"])
 def test_integers_are_multiplied_where_that_is_faster_and_weights_are_of_few_bits(quantization):
     work, budget = replace(WORK, quantizations=(quantization,)), Budget(memory_bytes=2000 * MB)
